@@ -6,16 +6,18 @@ the old bytes or the new bytes and never a part. A folder is written the same wa
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import lzma
 import os
 import shutil
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 from incipit.errors import ArtifactError, DataError, RecipeError, StorageError
 
@@ -266,3 +268,32 @@ def list_folders(place: PathLike, marker: str) -> list[str]:
     system, root = fsspec.core.url_to_fs(os.fspath(place))
     found = [f for f in system.find(root) if f.rsplit("/", 1)[-1] == marker]
     return sorted(system.unstrip_protocol(f.rsplit("/", 1)[0]) for f in found)
+
+
+def folder_files(path: PathLike) -> list[str] | None:
+    """Names of the files in a folder, sorted, hidden ones left out; None when the path is no folder."""
+    target = Path(path)
+    if not target.is_dir():
+        return None
+    with storage(target, "listing"):
+        return sorted(f.name for f in target.iterdir() if f.is_file() and not f.name.startswith("."))
+
+
+@contextmanager
+def open_data(path: PathLike) -> Iterator[BinaryIO]:
+    """Open a local or remote file for reading; gzip and xz (known by their first bytes) are unpacked."""
+    with storage(path, "reading"), ExitStack() as stack:
+        if is_remote(path):
+            import fsspec
+
+            raw: BinaryIO = stack.enter_context(fsspec.open(os.fspath(path), "rb"))
+        else:
+            raw = stack.enter_context(open(path, "rb"))
+        head = raw.read(6)
+        raw.seek(0)
+        if head.startswith(b"\x1f\x8b"):
+            yield cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=raw)))
+        elif head == b"\xfd7zXZ\x00":
+            yield cast(BinaryIO, stack.enter_context(lzma.LZMAFile(raw)))
+        else:
+            yield raw
