@@ -15,8 +15,10 @@ _HOME = {
     "DataError": "incipit.errors",
     "IncipitError": "incipit.errors",
     "InteropError": "incipit.errors",
+    "Interrupted": "incipit.errors",
     "PromptError": "incipit.errors",
     "RecipeError": "incipit.errors",
+    "StorageError": "incipit.errors",
     "TrainingError": "incipit.errors",
 }
 
