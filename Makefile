@@ -26,7 +26,7 @@ check: $(READY)
 	@$(BIN)/python -m pytest -q tests/house
 
 docs: $(READY)
-	@$(BIN)/mkdocs build --strict -q
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
 clean:
 	@rm -rf site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
