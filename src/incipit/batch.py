@@ -84,7 +84,9 @@ def collate(
     """Make a Batch; row i reads prompt rows[i] (default: prompt 0). `side` places the padding of the input."""
     input_ids, input_mask = pad([e.input_ids for e in encoded], pad_id, side)
     target_ids, target_mask = pad([e.target_ids for e in encoded], pad_id)
-    trained, _ = pad([e.trained if e.trained is not None else (True,) * len(e.target_ids) for e in encoded], 0)
+    trained, _ = pad(
+        [e.trained if e.trained is not None else (True,) * len(e.target_ids) for e in encoded], 0
+    )
     return Batch(
         input_ids=input_ids,
         input_mask=input_mask,

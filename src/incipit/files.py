@@ -35,7 +35,9 @@ def storage(path: PathLike, doing: str) -> Iterator[None]:
     except OSError as error:
         hint = {28: "free some space and repeat", 13: "check its permissions", 30: "choose a writable folder"}
         move = hint.get(error.errno or 0, "check the path and the disk")
-        raise StorageError(f"{doing} {os.fspath(path)!r} failed: {error.strerror or error}; {move}") from error
+        raise StorageError(
+            f"{doing} {os.fspath(path)!r} failed: {error.strerror or error}; {move}"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -78,7 +80,10 @@ def atomic_folder(path: PathLike, *, overwrite: bool = False) -> Iterator[Path]:
             yield part
             old = None
             if target.exists():
-                old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old")) / "old"
+                old = (
+                    Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
+                    / "old"
+                )
                 os.replace(target, old)
             os.chmod(part, 0o755)
             os.replace(part, target)
@@ -106,7 +111,9 @@ def read_json(path: PathLike) -> Any:
     try:
         return json.loads(read_bytes(path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{os.fspath(path)!r} is not valid JSON: {error}; restore or rewrite the file") from error
+        raise DataError(
+            f"{os.fspath(path)!r} is not valid JSON: {error}; restore or rewrite the file"
+        ) from error
 
 
 def write_json(path: PathLike, value: Any) -> None:
@@ -176,7 +183,9 @@ def dump_toml(value: Mapping[str, Any]) -> str:
     return tomli_w.dumps(clean(value))
 
 
-def save_tensors(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def save_tensors(
+    path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write safetensors atomically; tensors are stored contiguous, on the CPU, in sorted order."""
     from safetensors.torch import save
 
@@ -240,7 +249,9 @@ def fetch_folder(place: PathLike, into: Path) -> Path:
         system, root = fsspec.core.url_to_fs(os.fspath(place))
         system.get(root.rstrip("/") + "/", str(into) + "/", recursive=True)
     except (OSError, ValueError, ImportError) as error:
-        raise StorageError(f"reading {os.fspath(place)!r} failed: {error}; check the address and access") from error
+        raise StorageError(
+            f"reading {os.fspath(place)!r} failed: {error}; check the address and access"
+        ) from error
     return into
 
 
@@ -251,12 +262,16 @@ def push_folder(local: Path, place: PathLike, *, overwrite: bool = False) -> Non
     try:
         system, root = fsspec.core.url_to_fs(os.fspath(place))
         if system.exists(root) and not overwrite:
-            raise StorageError(f"{os.fspath(place)!r} exists already: choose another place or pass --overwrite")
+            raise StorageError(
+                f"{os.fspath(place)!r} exists already: choose another place or pass --overwrite"
+            )
         system.makedirs(root, exist_ok=True)
         for file in sorted(local.iterdir(), key=lambda f: (f.name == "card.json", f.name)):
             system.put_file(str(file), f"{root.rstrip('/')}/{file.name}")
     except (OSError, ValueError, ImportError) as error:
-        raise StorageError(f"writing {os.fspath(place)!r} failed: {error}; check the address and access") from error
+        raise StorageError(
+            f"writing {os.fspath(place)!r} failed: {error}; check the address and access"
+        ) from error
 
 
 def list_folders(place: PathLike, marker: str) -> list[str]:

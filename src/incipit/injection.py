@@ -79,8 +79,8 @@ class Injection:
     """What enters the frozen model.
 
     rows [B] int64: row i reads prompt rows[i]. inputs [K, P, H]: virtual token embeddings, before the (encoder)
-    input tokens. keys, values: site -> per layer [K, N, P, D]. live [K, P] bool: which positions exist.
-    Raises PromptError when shapes disagree.
+    input tokens. keys, values: site -> per layer [K, N, P', D], seen before the inputs. live [K, P] and
+    key_live [K, P'] bool: which positions exist. Raises PromptError when shapes disagree.
     """
 
     rows: Tensor
@@ -88,6 +88,7 @@ class Injection:
     keys: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     values: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     live: Tensor | None = None
+    key_live: Tensor | None = None
     readout: Readout | None = None
 
     def __post_init__(self) -> None:
@@ -95,40 +96,52 @@ class Injection:
             raise PromptError(f"keys are given at {sorted(self.keys)} but values at {sorted(self.values)}")
         if self.inputs is None and not self.keys and self.readout is None:
             raise PromptError("an Injection carries nothing: give inputs, keys and values, or a readout")
-        shapes = [("inputs", self.inputs.shape[:2])] if self.inputs is not None else []
-        for site in self.keys:
-            if site not in SITES:
-                raise PromptError(f"unknown site {site!r}: use one of {', '.join(SITES)}")
-            if len(self.keys[site]) != len(self.values[site]):
-                raise PromptError(f"site {site!r} has {len(self.keys[site])} layers of keys, "
-                                  f"{len(self.values[site])} of values")
-            for layer, (k, v) in enumerate(zip(self.keys[site], self.values[site], strict=True)):
-                if k.shape[:3] != v.shape[:3]:
-                    raise PromptError(f"site {site!r} layer {layer}: keys {tuple(k.shape)} and "
-                                      f"values {tuple(v.shape)} differ in [K, N, P]")
-                shapes.append((f"{site} layer {layer}", torch.Size((k.shape[0], k.shape[2]))))
-        if shapes and self.live is None:
-            object.__setattr__(self, "live", torch.ones(shapes[0][1], dtype=torch.bool, device=self.rows.device))
-        for name, shape in shapes:
-            assert self.live is not None
-            if shape != self.live.shape:
-                raise PromptError(f"{name} has [K, P] = {tuple(shape)} but live is {tuple(self.live.shape)}")
+        if self.inputs is not None:
+            self._check("live", [("inputs", self.inputs.shape[:2])])
+        if self.keys:
+            self._check("key_live", [s for site in self.keys for s in self._site_shapes(site)])
         if self.rows.numel() and (int(self.rows.min()) < 0 or int(self.rows.max()) >= self.count):
-            raise PromptError(f"rows must lie in 0..{self.count - 1} (K = {self.count}), "
-                              f"got {int(self.rows.min())}..{int(self.rows.max())}")
+            raise PromptError(
+                f"rows must lie in 0..{self.count - 1} (K = {self.count}), "
+                f"got {int(self.rows.min())}..{int(self.rows.max())}"
+            )
+
+    def _site_shapes(self, site: str) -> list[tuple[str, torch.Size]]:
+        if site not in SITES:
+            raise PromptError(f"unknown site {site!r}: use one of {', '.join(SITES)}")
+        keys, values = self.keys[site], self.values[site]
+        if len(keys) != len(values):
+            raise PromptError(f"site {site!r} has {len(keys)} layers of keys but {len(values)} of values")
+        for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
+            if k.shape[:3] != v.shape[:3]:
+                raise PromptError(
+                    f"site {site!r} layer {layer}: keys {tuple(k.shape)} and values {tuple(v.shape)} "
+                    "differ in [K, N, P]"
+                )
+        return [(f"{site} layer {i}", torch.Size((k.shape[0], k.shape[2]))) for i, k in enumerate(keys)]
+
+    def _check(self, mask: str, shapes: list[tuple[str, torch.Size]]) -> None:
+        live = getattr(self, mask)
+        if live is None:
+            live = torch.ones(shapes[0][1], dtype=torch.bool, device=self.rows.device)
+            object.__setattr__(self, mask, live)
+        for name, shape in shapes:
+            if shape != live.shape:
+                raise PromptError(f"{name} has [K, P] = {tuple(shape)} but {mask} is {tuple(live.shape)}")
 
     @property
     def count(self) -> int:
         """K, the number of distinct prompts."""
-        if self.live is not None:
-            return int(self.live.shape[0])
+        for live in (self.live, self.key_live):
+            if live is not None:
+                return int(live.shape[0])
         assert self.readout is not None
         return int(self.readout.vectors.shape[0])
 
     @property
     def length(self) -> int:
-        """P, the number of positions, dead ones included."""
-        return 0 if self.live is None else int(self.live.shape[1])
+        """Positions before the text: P + P', dead ones included."""
+        return sum(int(live.shape[1]) for live in (self.live, self.key_live) if live is not None)
 
     @property
     def empty(self) -> bool:
@@ -151,30 +164,35 @@ class Injection:
         for i, part in enumerate(parts):
             same = (part.inputs is None) == (first.inputs is None) and set(part.keys) == set(first.keys)
             if not same:
-                raise PromptError(f"prompt {i} enters elsewhere than prompt 0 ({_places(part)} against "
-                                  f"{_places(first)}): run them in separate batches, or prefill both")
-        length = max(p.length for p in parts)
-        live = None
-        if not first.empty:
-            live = torch.cat([F.pad(_live(p), (length - p.length, 0)) for p in parts])  # [K, P]
-        inputs = None
+                raise PromptError(
+                    f"prompt {i} enters elsewhere than prompt 0 ({_places(part)} against "
+                    f"{_places(first)}): run them in separate batches, or prefill both"
+                )
+        inputs = live = key_live = None
         if first.inputs is not None:
-            inputs = torch.cat([F.pad(_some(p.inputs), (0, 0, length - p.length, 0)) for p in parts])  # [K, P, H]
+            length = max(_some(p.live).shape[1] for p in parts)
+            live = torch.cat([_grown(_some(p.live), length, 1) for p in parts])  # [K, P]
+            inputs = torch.cat([_grown(_some(p.inputs), length, 1) for p in parts])  # [K, P, H]
+        keys: dict[str, tuple[Tensor, ...]] = {}
+        values: dict[str, tuple[Tensor, ...]] = {}
+        if first.keys:
+            length = max(_some(p.key_live).shape[1] for p in parts)
+            key_live = torch.cat([_grown(_some(p.key_live), length, 1) for p in parts])  # [K, P']
+            for site in first.keys:  # per layer [K, N, P', D]
+                keys[site] = _joined([p.keys[site] for p in parts], length)
+                values[site] = _joined([p.values[site] for p in parts], length)
+        readout = _stack_readouts([p.readout for p in parts])
+        return Injection(rows, inputs, keys, values, live, key_live, readout)
 
-        def joined(which: str, site: str) -> tuple[Tensor, ...]:
-            layers = zip(*(getattr(p, which)[site] for p in parts), strict=True)
-            return tuple(
-                torch.cat([F.pad(t, (0, 0, length - t.shape[2], 0)) for t in layer]) for layer in layers
-            )  # each [K, N, P, D]
 
-        return Injection(
-            rows=rows,
-            inputs=inputs,
-            keys={s: joined("keys", s) for s in first.keys},
-            values={s: joined("values", s) for s in first.keys},
-            live=live,
-            readout=_stack_readouts([p.readout for p in parts]),
-        )
+def _grown(tensor: Tensor, length: int, dim: int) -> Tensor:
+    """Pad dimension `dim` at its front to `length`."""
+    behind = (0, 0) * (tensor.dim() - 1 - dim)
+    return F.pad(tensor, (*behind, length - tensor.shape[dim], 0))
+
+
+def _joined(parts: Sequence[tuple[Tensor, ...]], length: int) -> tuple[Tensor, ...]:
+    return tuple(torch.cat([_grown(t, length, 2) for t in layer]) for layer in zip(*parts, strict=True))
 
 
 def _places(part: Injection) -> str:
@@ -186,17 +204,15 @@ def _some(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-def _live(part: Injection) -> Tensor:
-    return _some(part.live)
-
-
 def _stack_readouts(parts: Sequence[Readout | None]) -> Readout | None:
     readouts = [p for p in parts if p is not None]
     if not readouts:
         return None
     if len(readouts) != len(parts) or len({r.way() for r in readouts}) != 1:
-        raise PromptError("prompts of one batch must be read out the same way (label words, verbalizer or head): "
-                          "run the others in a batch of their own")
+        raise PromptError(
+            "prompts of one batch must be read out the same way (label words, verbalizer or head): "
+            "run the others in a batch of their own"
+        )
     classes = max(r.vectors.shape[1] for r in readouts)
 
     def grown(r: Readout) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,288 @@
+"""The one file that knows Hugging Face internals. Each touchpoint names the version it was seen in.
+
+# B batch, K prompts, P length, T text, N key/value heads, D head dim
+Two routes for keys and values:
+- a causal model takes them as a cache (`prefix_cache`), so positions go on after the prefix;
+- an encoder, or any site of an encoder-decoder, takes them in its attention function (`injected`), where they have
+  no position. transformers 5.23: `AttentionInterface` and `AttentionMaskInterface` in modeling_utils, masking_utils.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer  # 5.23: Cache(layers=[...])
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from incipit.injection import LayerShape
+
+ATTENTION = "incipit"  # name under which the attention function is registered
+
+
+class SharedLayer(DynamicLayer):
+    """A cache layer that holds a prefix and stores nothing: update(k, v) = ([prefix; k], [prefix; v]), with gradient.
+
+    5.23: the layer's `update`, `get_mask_sizes` and `get_seq_length` decide what attention and mask code see.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        keys = torch.cat([self.keys, key_states.to(self.keys.dtype)], dim=-2)
+        values = torch.cat([self.values, value_states.to(self.values.dtype)], dim=-2)
+        return keys.to(key_states.dtype), values.to(value_states.dtype)
+
+
+def prefix_cache(
+    keys: Sequence[Tensor], values: Sequence[Tensor], rows: Tensor, *, grows: bool, repeats: int = 1
+) -> Cache:
+    """Per-layer [K, N, P, D] -> a cache of B rows; one distinct prompt is expanded as a view, never copied.
+
+    grows: a growing cache for generation (its rows repeated for beams); otherwise a read-only one.
+    """
+
+    def spread(tensor: Tensor) -> Tensor:
+        if tensor.shape[0] == 1:
+            return tensor.expand(rows.shape[0] * repeats, -1, -1, -1)
+        return tensor[rows.repeat_interleave(repeats)]  # [B * repeats, N, P, D]
+
+    layers: list[DynamicLayer] = []
+    for key, value in zip(keys, values, strict=True):
+        if grows:
+            layer = DynamicLayer()
+            layer.lazy_initialization(key, value)
+            layer.keys, layer.values = spread(key), spread(value)
+        else:
+            layer = SharedLayer(spread(key), spread(value))
+        layers.append(layer)
+    return Cache(layers=layers)
+
+
+def fresh_cache(layers: int) -> Cache:
+    """An empty cache that keeps every position, also in sliding-window layers."""
+    return Cache(layers=[DynamicLayer() for _ in range(layers)])
+
+
+def cached(cache: Cache) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Keys and values of a cache, per layer [B, N, P, D]."""
+    return tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers)
+
+
+def full_cache(config: Any) -> Cache:
+    """The cache that the model itself would make; tells how many layers keep keys and values."""
+    return DynamicCache(config=config)
+
+
+@dataclass
+class Entering:
+    """What the attention function adds at each module: id(module) -> (keys, values) [B, N, P, D]; live [B, P]."""
+
+    at: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    live: Tensor | None = None
+    seen: list[tuple[nn.Module, Tensor, Tensor]] | None = None  # recorded (module, key, value), when probing
+
+
+_entering: contextvars.ContextVar[Entering | None] = contextvars.ContextVar("incipit_entering", default=None)
+
+
+@contextmanager
+def injected(entering: Entering) -> Iterator[Entering]:
+    """Within the block, the registered attention function adds these keys and values."""
+    token = _entering.set(entering)
+    try:
+        yield entering
+    finally:
+        _entering.reset(token)
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention over [prefix; keys]; without an `injected` block exactly the stock function."""
+    entering = _entering.get()
+    if entering is not None and entering.seen is not None:
+        entering.seen.append((module, key, value))
+    if entering is not None and id(module) in entering.at:
+        prefix_key, prefix_value = entering.at[id(module)]
+        assert entering.live is not None
+        length, heads = prefix_key.shape[2], query.shape[2]
+        if attention_mask is None:
+            causal = kwargs.get("is_causal")
+            causal = getattr(module, "is_causal", False) if causal is None else causal
+            plain = torch.ones(heads, key.shape[2], dtype=torch.bool, device=key.device)
+            attention_mask = (plain.tril(key.shape[2] - heads) if causal else plain)[
+                None, None
+            ]  # [1, 1, T, S]
+        attention_mask = _widened(attention_mask, entering.live)
+        key = torch.cat([prefix_key.to(key.dtype), key], dim=2)
+        value = torch.cat([prefix_value.to(value.dtype), value], dim=2)
+        if kwargs.get("position_bias") is not None:
+            kwargs["position_bias"] = F.pad(kwargs["position_bias"], (length, 0))  # a prefix has no position
+        kwargs["is_causal"] = False
+    result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return result
+
+
+def _widened(mask: Tensor, live: Tensor) -> Tensor:
+    """Mask [1|B, 1|N, T, S], boolean or additive -> the same over [prefix; keys], [B, 1|N, T, P + S]."""
+    batch, (heads, queries) = live.shape[0], mask.shape[1:3]
+    front = live[:, None, None, :].expand(-1, heads, queries, -1)  # [B, heads, T, P]
+    if mask.dtype != torch.bool:
+        front = torch.zeros(front.shape, dtype=mask.dtype, device=mask.device).masked_fill(
+            ~front, torch.finfo(mask.dtype).min
+        )
+    return torch.cat([front, mask.expand(batch, -1, -1, -1)], dim=-1)
+
+
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def use_interface(model: nn.Module) -> bool:
+    """Let the model call our attention function; False where its attention does not go through the interface."""
+    try:
+        model.set_attn_implementation(ATTENTION)  # type: ignore[operator]  # 5.23: checks the registered names
+    except (ValueError, KeyError, ImportError, AttributeError):
+        return False
+    return True
+
+
+def positions_accepted(model: nn.Module) -> bool:
+    """Whether the model's forward takes position_ids."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def stateful(model: nn.Module) -> bool:
+    """Whether the model carries a recurrent state beside keys and values. 5.23: PreTrainedModel._is_stateful."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    linear = {kind for kind in kinds if "linear" in kind or "mamba" in kind or "recurrent" in kind}
+    return bool(getattr(model, "_is_stateful", False) or linear)
+
+
+def slides(config: Any) -> bool:
+    """Whether some layer sees only a window, so that gaps inside a row would change what it sees."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or ()
+    return bool(getattr(text, "sliding_window", None)) or any("sliding" in k or "chunked" in k for k in kinds)
+
+
+def load_options(config: Any) -> dict[str, Any]:
+    """Extra arguments of from_pretrained. 5.23: mixture experts run by a grouped product that refuses float64."""
+    options: dict[str, Any] = {}
+    if getattr(config.get_text_config(), "num_local_experts", None):
+        options["experts_implementation"] = "eager"
+    return options
+
+
+def head_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """hidden [M, H] -> logits [M, V]: the output head with what the model does to logits.
+
+    5.23: final_logit_softcapping (Gemma 2), logit_scale (Cohere), logits_scaling (Granite). The caller checks the
+    result against the model's own logits and falls back to the full forward where it differs.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    text = model.config.get_text_config()
+    cap = getattr(text, "final_logit_softcapping", None)
+    scale = getattr(text, "logit_scale", None)
+    divide = getattr(text, "logits_scaling", None)
+
+    def logits(hidden: Tensor) -> Tensor:
+        out: Tensor = head(hidden)
+        out = out * scale if scale else out
+        out = out / divide if divide else out
+        return torch.tanh(out / cap) * cap if cap else out
+
+    return logits
+
+
+def probe_sites(
+    model: nn.Module, run: Callable[[], object], encoder: nn.Module | None, cross_length: int
+) -> dict[str, list[tuple[nn.Module, LayerShape]]]:
+    """Run the model once and list, per site, the attention modules that our function saw, in order.
+
+    `encoder` is the encoder of an encoder-decoder; a decoder module with keys of `cross_length` is cross-attention.
+    """
+    inside = {id(m) for m in encoder.modules()} if encoder is not None else None
+    with injected(Entering(seen=[])) as entering, torch.no_grad():
+        run()
+    found: dict[str, list[tuple[nn.Module, LayerShape]]] = {}
+    for module, key, value in entering.seen or []:
+        if inside is None or id(module) in inside:
+            site = "encoder"
+        else:
+            site = "cross" if key.shape[2] == cross_length else "decoder"
+        found.setdefault(site, []).append((module, LayerShape(key.shape[1], key.shape[3], value.shape[3])))
+    return found
+
+
+def record(
+    run: Callable[[], object], modules: Mapping[str, Sequence[nn.Module]]
+) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]:
+    """Keys and values [B, N, T, D] that each site's modules compute while `run` runs."""
+    with injected(Entering(seen=[])) as entering, torch.no_grad():
+        run()
+    by_id = {id(m): (k, v) for m, k, v in entering.seen or []}
+    keys = {s: [by_id[id(m)][0] for m in ms] for s, ms in modules.items()}
+    return keys, {s: [by_id[id(m)][1] for m in ms] for s, ms in modules.items()}
+
+
+def mlm_transform(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """State at the mask token -> the vector that the masked-LM output layer multiplies.
+
+    5.23: the output layer is the last linear of a head module; what stands before it is run by asking the head for
+    its input to that layer.
+    """
+    last = model.get_output_embeddings()  # type: ignore[operator]
+    head = next((getattr(model, n) for n in ("cls", "lm_head", "lm_predictions") if hasattr(model, n)), None)
+    if head is None:
+        head = model.head  # ModernBERT: decoder(head(h))
+        return lambda states: head(states)
+
+    def before(states: Tensor) -> Tensor:
+        caught: list[Tensor] = []
+        handle = last.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
+        try:
+            head(states)
+        finally:
+            handle.remove()
+        return caught[0]
+
+    return before
+
+
+def encoder_output(hidden: Tensor) -> object:
+    """Encoder states in the form that `generate` accepts."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    return BaseModelOutput(last_hidden_state=hidden)
+
+
+def generation_config(
+    arguments: Mapping[str, Any], *, eos: list[int] | None, pad: int, start: int | None
+) -> Any:
+    """A GenerationConfig of exactly these settings; 5.23 merges the model's own for whatever is left unset."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        **arguments,
+        eos_token_id=eos,
+        pad_token_id=pad,
+        decoder_start_token_id=start,
+        forced_bos_token_id=None,
+        forced_eos_token_id=None,
+    )

@@ -1,0 +1,153 @@
+"""Bidirectional encoders (BERT family): classification by label words, by a masked-LM verbalizer, or by a head.
+
+# B batch, K prompts, P length, T text, S joined row, H hidden, C classes, V vocabulary
+All three are logits = scale * f(pooled) . vectors + bias, with other vectors (see Readout).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from incipit.backbones import attend
+from incipit.backbones.rows import compact
+from incipit.backbones.sites import SiteBackbone
+from incipit.batch import Batch
+from incipit.errors import BackboneError
+from incipit.injection import Injection, Readout
+
+READOUTS = ("words", "verbalizer", "head")
+WORD_SCALE = 20.0  # cosine to logits; the value with which the sentence encoder was trained
+
+
+class EncoderBackbone(SiteBackbone):
+    """BERT, RoBERTa, DeBERTa-v2, ModernBERT and their kin."""
+
+    family = "encoder"
+
+    def __init__(self, name: str, model: nn.Module, tokenizer: object) -> None:
+        super().__init__(name, model, tokenizer)
+        self.has_lm_head = self.model.get_output_embeddings() is not None
+        self.body = self.model.base_model if self.has_lm_head else self.model
+        self._find_sites(self._probe, None)
+
+    def _probe(self) -> object:
+        ids = torch.tensor([(self.frequent_ids(8) * 5)[:5]], device=self.device)
+        return self.body(inputs_embeds=self.embed(ids), attention_mask=torch.ones_like(ids))
+
+    def _positions(self, text: Any) -> int:
+        offset = self.pad_id + 1 if text.model_type in _OFFSET_POSITIONS else 0
+        return super()._positions(text) - offset
+
+    def states(self, batch: Batch, injection: Injection | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(hidden [B, S, H], mask [B, S], is_text [B, S], ids [B, S]) of [prompt; text], right-padded."""
+        prefix, live = self.gather(injection, batch.rows)
+        embeds = torch.cat([prefix, self.embed(batch.input_ids)], dim=1)
+        mask = torch.cat([live, batch.input_mask], dim=1)
+        is_text = torch.cat([torch.zeros_like(live), batch.input_mask], dim=1)
+        ids = torch.cat([batch.input_ids.new_full(live.shape, -1), batch.input_ids], dim=1)
+        mask, embeds, is_text, ids = compact(mask, embeds, is_text, ids)
+        with self.entering(injection):
+            out = self.body(inputs_embeds=embeds, attention_mask=mask.long())
+        return out.last_hidden_state, mask, is_text, ids
+
+    def pooled(self, batch: Batch, injection: Injection | None, pool: str) -> Tensor:
+        """One vector per row [B, H]: mean over text tokens, the first text state, or the state at the mask token."""
+        hidden, _, is_text, ids = self.states(batch, injection)
+        if pool == "mean":
+            chosen = is_text[..., None]  # [B, S, 1]
+            return (hidden * chosen).sum(dim=1) / chosen.sum(dim=1).clamp(min=1)
+        if pool == "first":
+            return hidden[:, 0]
+        at_mask = ids == self.tokenizer.mask_token_id
+        if not bool(at_mask.any(dim=1).all()):
+            row = int((~at_mask.any(dim=1)).long().argmax())
+            raise BackboneError(f"row {row} holds no mask token: write {{mask}} into the task's input")
+        states = hidden[torch.arange(len(batch), device=hidden.device), at_mask.long().argmax(dim=1)]
+        return attend.mlm_transform(self.model)(states)
+
+    def class_logits(self, batch: Batch, injection: Injection | None) -> Tensor:
+        """Scores [B, C]; classes that a row's prompt does not have are -inf."""
+        batch, injection = self.at(batch, injection)
+        if injection is None or injection.readout is None:
+            raise BackboneError("an encoder classifies through a read-out: wrap the prompt in Reading(...)")
+        readout = injection.readout
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        features = self.pooled(batch, injection, readout.pool).to(wide)  # [B, H]
+        vectors = readout.vectors.to(features)[injection.rows]  # [B, C, H]
+        if readout.cosine:
+            features = nn.functional.normalize(features, dim=-1)
+            vectors = nn.functional.normalize(vectors, dim=-1)
+        logits = readout.scale * torch.einsum("bh,bch->bc", features, vectors) + readout.bias[injection.rows]
+        return logits.masked_fill(~readout.live[injection.rows], -torch.inf)
+
+    def loss(self, batch: Batch, injection: Injection | None) -> tuple[Tensor, Tensor]:
+        logits = self.class_logits(batch, injection)
+        choice = batch.choice.to(logits.device)
+        if int(choice.min()) < 0:
+            raise BackboneError(
+                "an encoder learns classes: this task's examples carry no class label; "
+                "use a causal or encoder-decoder backbone for free text"
+            )
+        nll = nn.functional.cross_entropy(logits, choice, reduction="none")
+        return nll, torch.ones_like(choice)
+
+    def readout(self, words: Sequence[str], kind: str = "words") -> Readout:
+        """The read-out of a task's label words, K = 1. kind: "words" (cosine to their embedding by this model),
+        "verbalizer" (masked-LM logit of each word's first piece), "head" (a linear head, starting at zero)."""
+        classes = len(words)
+        live = torch.ones(1, classes, dtype=torch.bool, device=self.device)
+        bias = torch.zeros(1, classes, device=self.device)
+        if kind == "head":
+            vectors = torch.zeros(1, classes, self.geometry.hidden, device=self.device)
+            return Readout(vectors, bias, live, "mean")
+        if kind == "words":
+            vectors = torch.stack([self._word_vector(w) for w in words])[None]
+            return Readout(vectors, bias, live, "mean", cosine=True, scale=WORD_SCALE)
+        if kind != "verbalizer":
+            raise BackboneError(f"unknown read-out {kind!r}: use one of {', '.join(READOUTS)}")
+        if not self.has_lm_head or self.tokenizer.mask_token_id is None:
+            raise BackboneError(
+                f'backbone {self.name!r} has no masked-LM head: read it out by "words" or "head"'
+            )
+        pieces = [self.text_ids(w) for w in words]
+        firsts = [p[0] for p in pieces if p]
+        if len(set(firsts)) < classes:
+            raise BackboneError(
+                f"a verbalizer needs label words with different first pieces, got {list(words)}: "
+                "choose other label words"
+            )
+        out = self.model.get_output_embeddings()
+        with torch.no_grad():
+            vectors = out.weight[firsts].float()[None].clone()
+            if out.bias is not None:
+                bias = out.bias[firsts].float()[None].clone()
+        return Readout(vectors, bias, live, "mask")
+
+    def _word_vector(self, word: str) -> Tensor:
+        """Mean state of a word read alone between the model's own special tokens [H]."""
+        ids = torch.tensor([self.tokenizer(word)["input_ids"]], device=self.device)
+        with torch.no_grad():
+            states = self.body(
+                inputs_embeds=self.embed(ids), attention_mask=torch.ones_like(ids)
+            ).last_hidden_state
+        vector: Tensor = nn.functional.normalize(states[0].float().mean(dim=0), dim=-1)
+        return vector
+
+    def activations(
+        self, ids: Sequence[int], sites: Sequence[str]
+    ) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]:
+        tokens = torch.tensor([list(ids)], device=self.device)
+
+        def run() -> object:
+            return self.body(inputs_embeds=self.embed(tokens), attention_mask=torch.ones_like(tokens))
+
+        return attend.record(run, {s: self.modules[s] for s in sites})
+
+
+_OFFSET_POSITIONS = frozenset(
+    {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm"}
+)

@@ -1,0 +1,73 @@
+"""Trainable prompts. One method, one file; PROMPTS names the kinds, `build` makes one from its spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from incipit.errors import PromptError, nearest
+from incipit.injection import Geometry, Readout
+from incipit.prompts.base import Prompt, RowPrompt
+from incipit.prompts.framed import Embed, Framed, Reading, split_layout
+from incipit.prompts.inputs import InputPrompt
+from incipit.prompts.prefix import PrefixPrompt
+from incipit.prompts.reparam import Reparametrised
+
+__all__ = [
+    "PROMPTS",
+    "Framed",
+    "InputPrompt",
+    "PrefixPrompt",
+    "Prompt",
+    "Reading",
+    "Reparametrised",
+    "RowPrompt",
+    "build",
+    "split_layout",
+]
+
+PROMPTS: dict[str, type[Prompt]] = {
+    "input": InputPrompt,
+    "prefix": PrefixPrompt,
+    "reparametrised": Reparametrised,
+    "framed": Framed,
+    "reading": Reading,
+}
+
+
+def build(spec: Mapping[str, Any], geometry: Geometry, embed: Embed) -> Prompt:
+    """Make an untrained prompt from `Prompt.spec()`; `embed` gives the constant rows of a Framed one.
+
+    Raises PromptError for an unknown kind or a spec that lacks a part.
+    """
+    kind = spec.get("kind", "")
+    if kind not in PROMPTS:
+        raise PromptError(f"unknown prompt kind {kind!r}" + nearest(str(kind), PROMPTS))
+    try:
+        if kind == "input":
+            return InputPrompt(geometry, spec["length"])
+        if kind == "prefix":
+            return PrefixPrompt(geometry, spec["length"], spec["sites"], scales=spec["scales"])
+        inner = build(spec["inner"], geometry, embed) if spec["inner"] is not None else None
+        if kind == "framed":
+            return Framed(geometry, inner, spec["before"], spec["after"], embed)
+        if kind == "reading":
+            assert inner is not None
+            shape = (1, spec["classes"])
+            readout = Readout(
+                torch.zeros(*shape, spec["width"]),
+                torch.zeros(shape),
+                torch.ones(shape, dtype=torch.bool),
+                spec["pool"],
+                spec["cosine"],
+                spec["scale"],
+            )
+            return Reading(inner, readout, spec["trained"])
+        assert isinstance(inner, RowPrompt)
+        return Reparametrised(inner, spec["net"], spec["hidden"], spec["seed"])
+    except KeyError as error:
+        raise PromptError(
+            f"the spec of a {kind!r} prompt lacks {error}: it was written by another version"
+        ) from error

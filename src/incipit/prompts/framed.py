@@ -1,0 +1,164 @@
+"""Constant text around the soft rows, all of it one shared prefix; and a classifier's read-out beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from incipit.errors import PromptError, nearest
+from incipit.injection import Geometry, Injection, Readout
+from incipit.prompts.base import Prompt, prefixed, zero_rows
+
+Embed = Callable[[Sequence[int]], Tensor]  # ids [A] -> embeddings [A, H]
+_PART = re.compile(r"\{(\w+)\}")
+
+
+def split_layout(layout: str) -> tuple[list[str], list[str]]:
+    """ "{bos}You are a router. {soft}" -> (["{bos}", "You are a router. "], []): pieces before and after {soft}.
+
+    Raises PromptError for an unknown name or more than one {soft}. Without {soft} all pieces stand before.
+    """
+    pieces, at = [], 0
+    for match in _PART.finditer(layout):
+        if match.start() > at:
+            pieces.append(layout[at : match.start()])
+        if match.group(1) not in ("soft", "bos", "eos"):
+            raise PromptError(
+                f"layout {layout!r}: unknown part {{{match.group(1)}}}"
+                + nearest(match.group(1), ("soft", "bos", "eos"))
+            )
+        pieces.append(match.group(0))
+        at = match.end()
+    if at < len(layout):
+        pieces.append(layout[at:])
+    if pieces.count("{soft}") > 1:
+        raise PromptError(
+            f"layout {layout!r} names {{soft}} {pieces.count('{soft}')} times: once is possible"
+        )
+    cut = pieces.index("{soft}") if "{soft}" in pieces else len(pieces)
+    return pieces[:cut], pieces[cut + 1 :]
+
+
+class Framed(Prompt):
+    """[A; P; C]: constant embeddings A [A, H] and C [C, H] before and after the rows of a prompt (or of none).
+
+    With an inner prompt of keys and values only C is possible: keys stand before every input.
+    """
+
+    kind = "framed"
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        inner: Prompt | None,
+        before: Sequence[int],
+        after: Sequence[int],
+        embed: Embed,
+    ) -> None:
+        super().__init__()
+        self.geometry, self.inner = geometry, inner
+        self.before_ids, self.after_ids = tuple(before), tuple(after)
+        self.length = (inner.length if inner is not None else 0) + len(before) + len(after)
+        self.register_buffer("before", _constant(embed, before, geometry), persistent=False)  # [A, H]
+        self.register_buffer("after", _constant(embed, after, geometry), persistent=False)  # [C, H]
+        self.before: Tensor
+        self.after: Tensor
+        if inner is not None and inner.injection().keys and before:
+            raise PromptError(
+                "keys and values enter before every input, so a prefix prompt takes constant text "
+                'after {soft} only: write the layout as "{soft}..."'
+            )
+
+    def injection(self) -> Injection:
+        part = self.inner.injection() if self.inner is not None else None
+        blocks = [self.before, part.inputs[0] if part and part.inputs is not None else None, self.after]
+        rows = torch.cat([b for b in blocks if b is not None])  # [A + P + C, H]
+        if part is None:
+            return Injection(rows=zero_rows().to(rows.device), inputs=rows[None])
+        live = None
+        if part.live is not None:
+            ones = (part.live.new_ones(1, len(self.before_ids)), part.live.new_ones(1, len(self.after_ids)))
+            live = torch.cat([ones[0], part.live, ones[1]], dim=1)
+        inputs = rows[None] if rows.shape[0] else None
+        return Injection(part.rows, inputs, part.keys, part.values, live, part.key_live, part.readout)
+
+    def bake(self) -> Prompt:
+        if self.inner is None or self.inner.bake() is self.inner:
+            return self
+        rows = {self.before_ids: self.before, self.after_ids: self.after}
+        return Framed(
+            self.geometry, self.inner.bake(), self.before_ids, self.after_ids, lambda i: rows[tuple(i)]
+        )
+
+    def units(self) -> dict[str, float]:
+        return prefixed("inner", self.inner.units()) if self.inner is not None else {}
+
+    def spec(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "before": list(self.before_ids),
+            "after": list(self.after_ids),
+            "inner": self.inner.spec() if self.inner is not None else None,
+        }
+
+
+def _constant(embed: Embed, ids: Sequence[int], geometry: Geometry) -> Tensor:
+    rows = embed(ids) if ids else torch.zeros(0, geometry.hidden)
+    return rows.detach().to(torch.float32)
+
+
+class Reading(Prompt):
+    """A prompt together with the read-out of an encoder: frozen class vectors, or a trained linear head.
+
+    `readout` has K = 1: vectors [1, C, H]. `trained` makes vectors and bias parameters (a linear head).
+    """
+
+    kind = "reading"
+
+    def __init__(self, inner: Prompt, readout: Readout, trained: bool = False) -> None:
+        super().__init__()
+        self.inner, self.length, self.trained = inner, inner.length, trained
+        self.pool, self.cosine, self.scale = readout.way()
+        if trained:
+            self.vectors: Tensor = nn.Parameter(
+                readout.vectors.detach().to(torch.float32).clone()
+            )  # [1, C, H]
+            self.bias: Tensor = nn.Parameter(readout.bias.detach().to(torch.float32).clone())  # [1, C]
+        else:
+            self.register_buffer("vectors", readout.vectors.detach().to(torch.float32), persistent=True)
+            self.register_buffer("bias", readout.bias.detach().to(torch.float32), persistent=True)
+
+    def injection(self) -> Injection:
+        part = self.inner.injection()
+        live = torch.ones(self.bias.shape, dtype=torch.bool, device=self.bias.device)
+        readout = Readout(self.vectors, self.bias, live, self.pool, self.cosine, self.scale)
+        return Injection(part.rows, part.inputs, part.keys, part.values, part.live, part.key_live, readout)
+
+    def bake(self) -> Prompt:
+        baked = self.inner.bake()
+        if baked is self.inner:
+            return self
+        live = torch.ones(self.bias.shape, dtype=torch.bool)
+        return Reading(
+            baked, Readout(self.vectors, self.bias, live, self.pool, self.cosine, self.scale), self.trained
+        )
+
+    def units(self) -> dict[str, float]:
+        own = {"vectors": 1.0, "bias": 1.0} if self.trained else {}
+        return {**own, **prefixed("inner", self.inner.units())}
+
+    def spec(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "trained": self.trained,
+            "pool": self.pool,
+            "cosine": self.cosine,
+            "scale": self.scale,
+            "classes": int(self.bias.shape[1]),
+            "width": int(self.vectors.shape[2]),
+            "inner": self.inner.spec(),
+        }
