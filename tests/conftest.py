@@ -2,7 +2,6 @@
 
 import os
 import socket
-import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -57,7 +56,8 @@ def no_network() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def one_thread_and_seed() -> None:
-    """Same sums in the same order on every machine. House tests never load torch, and do not start here."""
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(1)
-        torch.manual_seed(0)
+    """The same sums in the same order on every machine, and the same numbers whichever test ran before."""
+    import torch  # after the environment above, and not before a first test needs it
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)

@@ -50,7 +50,8 @@ def wanted(paths: set[str]) -> set[str]:
 def test_the_tree_of_the_readme(root: Path, tracked: list[str]) -> None:
     there, shown = on_disk(tracked), drawn((root / "README.md").read_text(encoding="utf-8"))
     faults = [f"missing in the README's tree: {path}" for path in sorted(wanted(there) - set(shown))]
-    faults += [f"in the README's tree, but not tracked: {path}" for path in shown if path not in there]
+    gone = [path for path in shown if path not in there and not (root / path).exists()]
+    faults += [f"in the README's tree, but nowhere else: {path}" for path in gone]
     faults += [f"twice in the README's tree: {path}" for path in sorted(set(shown)) if shown.count(path) > 1]
     assert not faults, "\n".join(faults)
 
