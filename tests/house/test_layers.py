@@ -18,6 +18,7 @@ LAYERS = {
     "tasks": 1,
     "prompts": 1,
     "backbones": 1,
+    "encode": 2,
     "artifact": 2,
     "record": 2,
     "train": 3,
