@@ -1,0 +1,191 @@
+"""Who is trained and how: FitSettings, Trainee, Outcome, and the Runner that keeps one trainee's state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from incipit.errors import TrainingError, nearest
+from incipit.train.checkpoint import State
+from incipit.train.optim import Optimiser, OptimSettings
+from incipit.train.stream import Stream
+
+REMEDY = "Try a smaller lr, clip_norm = 1, or float32; the last checkpoint is from before this step"
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How long, how large, how fast, how often; the fields below `log_every` change no result."""
+
+    steps: int
+    batch: int = 32  # rows of each trainee a step
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    clip_norm: float = 0.0  # greatest norm of a trainee's gradient; 0: no limit
+    precision: str = "float32"  # "float32" | "bfloat16" (autocast of the objective)
+    eval_every: int = 0  # steps between evaluations on the dev split; the last step is always evaluated
+    best: str = "max"  # whether THE metric is better when greater ("max") or smaller ("min")
+    keep_best: bool = True  # end with the best tensors, not the last
+    patience: int = 0  # evaluations without a better score before a trainee stops; 0: never
+    log_every: int = 10
+    micro_batch: int = 0  # rows of one forward pass; 0: all
+    save_every: int = 0  # steps between checkpoints; 0: at the end only
+    save_minutes: float = 0.0  # minutes between checkpoints; 0: never
+    show: bool = True
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for value, known in ((self.precision, ("float32", "bfloat16")), (self.best, ("max", "min"))):
+            if value not in known:
+                raise TrainingError(f"unknown precision or direction {value!r}{nearest(value, known)}")
+        if self.steps < 1 or self.batch < 1 or self.log_every < 1:
+            raise TrainingError(
+                f"steps {self.steps}, batch {self.batch}, log_every {self.log_every}: all must be >= 1"
+            )
+
+
+FREE = (
+    "micro_batch",
+    "save_every",
+    "save_minutes",
+    "show",
+    "tensorboard",
+)  # may change between parts of a run
+
+
+@dataclass
+class Trainee:
+    """What is trained: the parameters of `module` that require a gradient, on the rows of `stream`."""
+
+    name: str
+    module: nn.Module
+    stream: Stream
+    evaluate: Callable[[], dict[str, float]] | None = None  # dev scores; the first is THE metric
+    units: Mapping[str, float] = field(default_factory=dict)  # learning-rate unit by parameter name
+    lr: float | None = None  # instead of the settings' lr
+
+
+@dataclass
+class Outcome:
+    """How a trainee fared: the step and scores that its module now holds, and every evaluation."""
+
+    name: str
+    steps: int  # steps it was trained, fewer than asked when it stopped early
+    best_step: int
+    best_score: float | None
+    scores: dict[str, float]
+    history: list[dict[str, Any]]
+
+
+class Runner:
+    """A trainee with its optimiser and its record of scores."""
+
+    def __init__(self, trainee: Trainee, settings: FitSettings) -> None:
+        self.trainee, self.settings = trainee, settings
+        self.params = {n: p for n, p in trainee.module.named_parameters() if p.requires_grad}
+        if not self.params:
+            raise TrainingError(
+                f"trainee {trainee.name!r} has no parameter that requires a gradient: nothing to train"
+            )
+        self.optimiser = Optimiser(self.params, settings.optim, trainee.units, trainee.lr)
+        self.best: dict[str, Tensor] = {}
+        self.plain: dict[str, Any] = {  # all JSON: what a checkpoint keeps besides tensors
+            "steps": 0, "best_step": 0, "best_score": None, "scores": {}, "history": [], "stale": 0, "stopped": False,
+            "nll": 0.0, "count": 0.0,
+        }  # fmt: skip
+
+    def norm(self) -> float:
+        """Norm of the whole gradient."""
+        return float(
+            torch.stack([g.grad.float().norm() for g in self.params.values() if g.grad is not None]).norm()
+        )
+
+    def update(self, step: int, count: float, nll: float) -> float:
+        """One optimiser step from summed gradients; returns the rate."""
+        for param in self.params.values():
+            if param.grad is not None:
+                param.grad /= max(count, 1.0)
+        norm, limit = self.norm(), self.settings.clip_norm
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"the gradient of trainee {self.trainee.name!r} is not finite at step {step}. {REMEDY}"
+            )
+        if limit and norm > limit:
+            for param in self.params.values():
+                if param.grad is not None:
+                    param.grad *= limit / norm
+        rate = self.optimiser.step(step, self.settings.steps)
+        self.trainee.module.zero_grad(set_to_none=True)
+        self.plain["steps"], self.plain["nll"], self.plain["count"] = (
+            step,
+            self.plain["nll"] + nll,
+            self.plain["count"] + count,
+        )
+        return rate
+
+    def window_loss(self) -> float:
+        """Mean loss of a label token since the last call."""
+        loss = float(self.plain["nll"]) / max(1.0, float(self.plain["count"]))
+        self.plain["nll"] = self.plain["count"] = 0.0
+        return loss
+
+    def judge(self, step: int, scores: dict[str, float]) -> bool:
+        """Note the scores; keep the tensors when THE metric is the best so far; stop when patience ends."""
+        plain, score = self.plain, next(iter(scores.values()))
+        before = plain["best_score"]
+        better = (
+            before is None
+            or math.isnan(before)
+            or (score > before if self.settings.best == "max" else score < before)
+        )
+        plain["history"].append({"step": step, **scores})
+        plain["stale"] = 0 if better else plain["stale"] + 1
+        if better:
+            plain.update(best_step=step, best_score=score, scores=dict(scores))
+            if self.settings.keep_best:
+                self.best = {n: p.detach().clone() for n, p in self.params.items()}
+        plain["stopped"] = bool(self.settings.patience) and plain["stale"] >= self.settings.patience
+        return better
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors into the trained parameters."""
+        with torch.no_grad():
+            for name, param in self.params.items():
+                param.copy_(tensors[name])
+
+    def outcome(self) -> Outcome:
+        """The end of the run; the module holds the best tensors from here on."""
+        if self.best:
+            self.load(self.best)
+        plain = self.plain
+        best_step = plain["best_step"] or plain["steps"]
+        return Outcome(
+            self.trainee.name,
+            plain["steps"],
+            best_step,
+            plain["best_score"],
+            plain["scores"],
+            plain["history"],
+        )
+
+    def store(self, state: State) -> None:
+        """Put everything into a checkpoint."""
+        name = self.trainee.name
+        state.put({n: p.detach() for n, p in self.params.items()}, "trained", name)
+        state.put(self.optimiser.state(), "optimiser", name)
+        state.put(self.best, "best", name)
+        state.trainees[name] = {"plain": self.plain, "stream": self.trainee.stream.state()}
+
+    def restore(self, state: State) -> None:
+        """Take everything from a checkpoint."""
+        name = self.trainee.name
+        self.load(state.group("trained", name))
+        self.optimiser.restore(state.group("optimiser", name))
+        device = next(iter(self.params.values())).device
+        self.best = {n: t.to(device) for n, t in state.group("best", name).items()}
+        self.plain = state.trainees[name]["plain"]
+        self.trainee.stream.restore(state.trainees[name]["stream"])
