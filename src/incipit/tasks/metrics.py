@@ -219,7 +219,8 @@ def _bleu(out: Outputs) -> float:
     answers = [example.answers() for example in out.examples]
     width = max(len(a) for a in answers)
     streams = [[a[i] if i < len(a) else None for a in answers] for i in range(width)]
-    return float(corpus_bleu(list(out.predictions), streams, force=True).score) / 100  # type: ignore[arg-type]
+    score = corpus_bleu(list(out.predictions), streams, force=True).score  # type: ignore[arg-type]
+    return min(1.0, float(score) / 100)  # its exp(log) can pass 1 by a rounding error
 
 
 def _perplexity(out: Outputs) -> float:
