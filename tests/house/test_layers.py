@@ -79,7 +79,7 @@ def broken(path: str, tree: ast.Module) -> list[str]:
     for unit in sorted(units - {here, "__version__"}):
         if unit not in LAYERS:
             faults.append(
-                f"{path} imports {unit!r} from the package itself: import it from the module that defines it"
+                f"{path} imports incipit.{unit}: no layer of LAYERS; name the module that defines it"
             )
         elif LAYERS[unit] > LAYERS[here]:
             faults.append(f"{path} (layer {LAYERS[here]}) imports {unit} (layer {LAYERS[unit]}) above it")
@@ -101,7 +101,7 @@ def test_imports_run_down(sources: dict[str, ast.Module]) -> None:
         ("batch.py", "import incipit.injection", "its sibling injection"),
         ("batch.py", "def f():\n    from incipit import cli", "cli (layer 8) above it"),
         ("batch.py", "import_module('incipit.run')", "run (layer 6) above it"),
-        ("run.py", "from incipit import Backbone", "from the module that defines it"),
+        ("run.py", "from incipit import Backbone", "the module that defines it"),
         ("helpers.py", "", "has no layer"),
         ("__init__.py", "from incipit.errors import DataError", "lazily"),
     ],
