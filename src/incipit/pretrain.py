@@ -1,7 +1,8 @@
-"""min_theta -log p(text): a small backbone from nothing, Llama (causal) or T5 1.1 (encoder-decoder), on raw text.
+"""min_theta -log p(text): a small backbone from nothing, Llama (causal) or T5 1.1 (encoder-decoder).
 
-Lester et al. 2021, section 2.2: a T5 that saw span corruption alone is hard to prompt; LM adaptation follows it.
-Folder: tokenizer/, tokens of the corpus, checkpoint, metrics.jsonl, and export/ = an ordinary model folder with a card.
+Lester et al. 2021, section 2.2: a T5 that saw span corruption alone is hard to prompt, so LM adaptation
+follows. Folder: tokenizer/, tokens of the corpus, checkpoint, metrics.jsonl, and export/, an ordinary model
+folder with a card.
 """
 
 from __future__ import annotations
@@ -91,28 +92,27 @@ def build(settings: PretrainSettings, tokenizer: PreTrainedTokenizerBase) -> Pre
                 **ids,
             )
         )
-    return T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=settings.hidden,
-            d_kv=settings.hidden // settings.heads,
-            d_ff=settings.ffn,
-            num_layers=settings.layers,
-            num_decoder_layers=settings.layers,
-            num_heads=settings.heads,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-            decoder_start_token_id=tokenizer.pad_token_id,
-            n_positions=settings.positions,
-            **ids,
-        )
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=settings.hidden,
+        d_kv=settings.hidden // settings.heads,
+        d_ff=settings.ffn,
+        num_layers=settings.layers,
+        num_decoder_layers=settings.layers,
+        num_heads=settings.heads,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        **ids,
     )
+    more = {"decoder_start_token_id": tokenizer.pad_token_id, "n_positions": settings.positions}
+    config.update(more)
+    return T5ForConditionalGeneration(config)
 
 
 class _TokenLoss(torch.autograd.Function):
-    """nll_i = -log softmax(W h_i)[y_i] with the [N, V] softmax kept once, in the dtype of h (bfloat16 under autocast).
+    """nll_i = -log softmax(W h_i)[y_i] with one [N, V] softmax kept, in the dtype of h.
 
-    The gradient of the logits is softmax - onehot; the weights of the rows enter through h, never through [N, V].
+    The gradient of the logits is softmax - onehot; the weights of the rows enter through h, not [N, V].
     """
 
     @staticmethod
@@ -132,7 +132,13 @@ class _TokenLoss(torch.autograd.Function):
         return (share @ head) * scale, (share.T @ (states * scale)).float(), None
 
 
-def objective(model: PreTrainedModel) -> Callable[[Batch], tuple[Tensor, Tensor]]:
+def token_loss(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """nll [N] of targets [N] under softmax(weight [V, H] states [N, H])."""
+    nll: Tensor = _TokenLoss.apply(states, weight, targets)  # type: ignore[no-untyped-call]
+    return nll
+
+
+def objective(model: Any) -> Callable[[Batch], tuple[Tensor, Tensor]]:
     """Batch -> (nll [B], count [B]) of the model's own loss; only label positions reach the head."""
     causal = not model.config.is_encoder_decoder
 
@@ -159,7 +165,7 @@ def objective(model: PreTrainedModel) -> Callable[[Batch], tuple[Tensor, Tensor]
         if torch.is_autocast_enabled(chosen.device.type):
             chosen = chosen.to(torch.bfloat16)
         with torch.autocast(chosen.device.type, enabled=False):
-            each: Tensor = _TokenLoss.apply(chosen, model.lm_head.weight, batch.labels[kept])  # type: ignore[no-untyped-call]
+            each = token_loss(chosen, model.lm_head.weight, batch.labels[kept])  # [N]
         owner = kept.nonzero()[:, 0]  # row of each label token
         nll = torch.zeros(len(batch), device=each.device).index_add(0, owner, each)
         return nll, kept.sum(1)
@@ -200,9 +206,12 @@ def pretrain(
         )
         vocabulary.save_tokenizer(made, folder / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    source = {"field": settings.text_field, "where": settings.where}
-    ids = raw.tokenise(settings.corpus, tokenizer, folder / "train", **source)  # type: ignore[arg-type]
-    held = raw.tokenise(settings.validation, tokenizer, folder / "validation", **source)  # type: ignore[arg-type]
+
+    def tokens(paths: Sequence[str], name: str) -> raw.Ids:
+        where, text = settings.where, settings.text_field
+        return raw.tokenise(paths, tokenizer, folder / name, field=text, where=where)
+
+    ids, held = tokens(settings.corpus, "train"), tokens(settings.validation, "validation")
     model = build(settings, tokenizer)
     loss = objective(model)
     total = settings.fit.steps * settings.fit.batch
@@ -222,7 +231,17 @@ def pretrain(
 
     identity = {"model": model.config.to_diff_dict(), "seed": settings.seed, "tokens": len(ids)}
     trainee = Trainee(settings.name, model, stream, evaluate, units=settings.units)
-    fit([trainee], loss, settings.fit, folder, collate, identity=identity, resume=resume, allow=allow, after_save=after_save)  # fmt: skip
+    fit(
+        [trainee],
+        loss,
+        settings.fit,
+        folder,
+        collate,
+        identity=identity,
+        resume=resume,
+        allow=allow,
+        after_save=after_save,
+    )
     if not files.exists(folder / "export" / "config.json"):
         export(model, tokenizer, settings, folder, settings.fit.steps, len(ids))
     return folder / "export"
@@ -241,8 +260,8 @@ def _stream(
         settings.context,
         stages,
         seed=settings.seed,
-        start=tokenizer.bos_token_id if causal else -1,  # type: ignore[arg-type]
-        end=tokenizer.eos_token_id,  # type: ignore[arg-type]
+        start=tokenizer.bos_token_id if causal else -1,
+        end=tokenizer.eos_token_id,
         sentinels=sentinels,
     )
 
@@ -255,7 +274,7 @@ def export(
     step: int,
     tokens: int,
 ) -> None:
-    """Write export/: bfloat16 safetensors, tokenizer, README.md (the card), curve.jsonl; whole or not at all."""
+    """Write export/: bfloat16 safetensors, tokenizer, card and curve; whole or not at all."""
     curve = [r for r in files.read_jsonl(folder / "metrics.jsonl") if r["step"] <= step]
     with files.atomic_folder(folder / "export", overwrite=True) as part:
         copy.deepcopy(model).to(torch.bfloat16).save_pretrained(part)  # type: ignore[arg-type]
@@ -268,7 +287,7 @@ def card(
     model: nn.Module, settings: PretrainSettings, curve: Sequence[Mapping[str, Any]], step: int, tokens: int
 ) -> str:
     """What the model is, what it read, how it was trained, how well it predicts held-out text."""
-    shape = f"hidden {settings.hidden}, {settings.layers} layers, {settings.heads} heads, feed-forward {settings.ffn}"
+    shape = f"hidden {settings.hidden}, {settings.layers} layers, {settings.heads} heads, FFN {settings.ffn}"
     weights = sum(p.numel() for p in model.parameters())
     recipe = asdict(settings) | {
         "corpus": [Path(p).name for p in settings.corpus],
@@ -281,8 +300,8 @@ def card(
         [
             f"# {settings.name}",
             "",
-            f"A small {settings.family} language model, {weights:,} weights ({shape}), trained by incipit from nothing.",
-            f"It read {seen:,} tokens ({step} of {settings.fit.steps} steps) of a corpus of {tokens:,} tokens.",
+            f"A small {settings.family} language model of {weights:,} weights ({shape}), trained by incipit.",
+            f"It read {seen:,} tokens ({step} of {settings.fit.steps} steps); the corpus has {tokens:,}.",
             "It is a backbone for trying prompt methods offline, not a source of facts.",
             "",
             "## Held-out text",

@@ -94,7 +94,7 @@ def tokenise(
             "files": [[Path(p).name, files.sha256_file(p)] for p in paths],
             "field": field,
             "where": {k: list(v) for k, v in (where or {}).items()},
-            "tokenizer": tokenizer.backend_tokenizer.to_str(),  # type: ignore[attr-defined]
+            "tokenizer": tokenizer.backend_tokenizer.to_str(),
         }
     )
     array, card = Path(f"{cache}.npy"), Path(f"{cache}.json")
@@ -117,14 +117,14 @@ def tokenise(
 def _ids(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, chunk: int = 1000) -> Iterator[Ids]:
     """Token ids of `chunk` documents at a time; uint16 where the vocabulary allows."""
     kind = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    end = int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+    end = int(tokenizer.eos_token_id)
     held: list[str] = []
 
     def flush() -> Ids:
         rows = tokenizer(held, add_special_tokens=False, return_attention_mask=False, verbose=False)[
             "input_ids"
         ]
-        return np.asarray([i for row in rows for i in (*row, end)], dtype=kind)  # type: ignore[union-attr]
+        return np.asarray([i for row in rows for i in (*row, end)], dtype=kind)
 
     for text in texts:
         held.append(text)
@@ -159,7 +159,7 @@ def random_spans_noise_mask(
 
 
 def corrupt(ids: Ids, noise: NDArray[np.bool_], sentinels: Sequence[int]) -> tuple[list[int], list[int]]:
-    """(input, target): a span of noise is one sentinel in the input, and sentinel + its tokens in the target."""
+    """(input, target): noise is a sentinel in the input, that sentinel and its tokens in the target."""
     source: list[int] = []
     target: list[int] = []
     span = -1

@@ -1,12 +1,10 @@
-"""The one loop: K trainees step together over one objective; a prompt, a whole backbone and pre-training alike.
+"""The one loop: K trainees step together over one objective, be they prompts, a backbone, or a pre-training.
 
-# K trainees, B rows of a micro-batch
-loss_k = sum nll / sum count over trainee k's rows of a step, however they are split into micro-batches and processes.
+loss_k = sum nll / sum count over trainee k's rows of a step, however they are split (gradients.py).
 """
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
@@ -20,23 +18,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
 
 from incipit import files
-from incipit.batch import Batch, Encoded
 from incipit.errors import Interrupted, TrainingError
 from incipit.train import checkpoint, progress
-from incipit.train.trainee import REMEDY, FitSettings, Outcome, Runner, Trainee
-
-Objective = Callable[[Batch], tuple[Tensor, Tensor]]  # (nll [B] summed over a row's label tokens, count [B])
-Collate = Callable[[Sequence[Encoded], Sequence[int]], Batch]
-FREE = (
-    "micro_batch",
-    "save_every",
-    "save_minutes",
-    "show",
-    "tensorboard",
-)  # may change between parts of a run
+from incipit.train.gradients import Collate, Objective, accumulate, sum_over_processes
+from incipit.train.trainee import FREE, FitSettings, Outcome, Runner, Trainee
 
 
 def fit(
@@ -53,99 +40,74 @@ def fit(
 ) -> list[Outcome]:
     """Train all trainees together; each ends where it would end alone.
 
-    identity: whatever else must be equal when the run is resumed (recipe, fingerprint, data hash); `allow` names
-    settings ("settings.steps") that may differ all the same. after_save(step) runs after each checkpoint.
-    Raises TrainingError on a loss or gradient that is not finite, Interrupted after Ctrl-C (the state is saved).
+    identity: whatever else must be equal when the run is resumed (recipe, fingerprint, data hash); `allow`
+    names settings ("settings.steps") that may differ all the same. after_save(step) follows each checkpoint.
+    Raises TrainingError on a loss or gradient that is not finite, Interrupted after Ctrl-C (the state is
+    saved). A rate, unit or shape belongs to one trainee; everything in `settings` to all.
     """
     folder, accelerator = Path(folder), Accelerator()
-    runners = [Runner(t, settings) for t in trainees]
+    main = accelerator.is_main_process  # the only process that writes
+    runners = _runners(trainees, settings)
     device = next(iter(runners[0].params.values())).device
     same = _identity(runners, settings, identity or {})
-    start, seconds = _resume(folder, runners, same, resume, allow, accelerator.is_main_process)
+    start, seconds = _resume(folder, runners, same, resume, allow, main)
+    accelerator.wait_for_everyone()  # all have read the folder before the main process writes there
     shown = progress.Progress(
-        folder, settings.steps, start=start, seconds=seconds, main=accelerator.is_main_process, show=settings.show,
-        tensorboard=settings.tensorboard,
-    )  # fmt: skip
+        folder, settings.steps, start, seconds, main, settings.show, settings.tensorboard
+    )
     saved = time.monotonic()
     with _interrupts() as asked, shown:
         for step in range(start + 1, settings.steps + 1):
-            live = [k for k, r in enumerate(runners) if not r.plain["stopped"]]
+            live = {k: r for k, r in enumerate(runners) if not r.stopped}
             if not live:
                 break
-            rows = [(k, e) for k in live for e in runners[k].trainee.stream.next(settings.batch)]
-            totals, bad = _gradients(
-                rows, objective, collate, settings, accelerator, device, len(runners), bool(asked)
-            )
-            _sum_gradients([runners[k] for k in live], accelerator)
-            rates, last = {}, step == settings.steps
-            for k in live:
-                nll, count = totals[k].tolist()
-                if not math.isfinite(nll):
-                    where = f" (rows {', '.join(bad[k][:8])})" if bad.get(k) else ""
-                    name = runners[k].trainee.name
-                    raise TrainingError(
-                        f"the loss of trainee {name!r} is not finite at step {step}{where}. {REMEDY}"
-                    )
-                rates[runners[k].trainee.name] = runners[k].update(step, count, nll)
-            due = last or step % settings.log_every == 0
-            losses = {runners[k].trainee.name: runners[k].window_loss() for k in live} if due else None
-            shown.step(step, int(totals[-1, 1]), losses, rates)
+
+            # every trainee's rows, one backward for all of them
+            rows = [(k, row) for k, r in live.items() for row in r.trainee.stream.next(settings.batch)]
+            sums = accumulate(
+                rows, len(runners), objective, collate, accelerator, device,
+                micro_batch=settings.micro_batch, precision=settings.precision, asked=bool(asked),
+            )  # fmt: skip
+            sum_over_processes([p for r in live.values() for p in r.params.values()], accelerator)
+
+            # every trainee's own mean, clip and optimiser
+            rates = {
+                r.trainee.name: r.update(step, sums.nll[k], sums.count[k], sums.bad.get(k, []))
+                for k, r in live.items()
+            }
+            last = step == settings.steps
+            recorded = last or step % settings.log_every == 0
+            losses = {r.trainee.name: r.window_loss() for r in live.values()} if recorded else None
+            shown.step(step, sums.tokens, losses, rates)
+
+            # every trainee's dev score, best tensors and patience
             if last or (settings.eval_every and step % settings.eval_every == 0):
-                for k in live:
-                    _evaluate(runners[k], step, shown, accelerator)
-            stop = totals[-1, 0] > 0  # some process was asked to stop before this step
-            late = settings.save_minutes and time.monotonic() - saved > 60 * settings.save_minutes
-            done = last or all(r.plain["stopped"] for r in runners)
-            if stop or late or done or (settings.save_every and step % settings.save_every == 0):
-                if accelerator.is_main_process:
+                for runner in live.values():
+                    _evaluate(runner, step, shown, accelerator)
+
+            # one state for the whole run
+            over = last or all(r.stopped for r in runners)
+            late = 0 < 60 * settings.save_minutes < time.monotonic() - saved
+            if over or late or sums.asked or (settings.save_every and step % settings.save_every == 0):
+                if main:
                     checkpoint.save(folder, _state(step, same, runners, shown))
                     if after_save is not None:
                         after_save(step)
                 saved = time.monotonic()
-            if stop and not done:
-                raise Interrupted(f"interrupted after step {step} of {settings.steps}; the state is saved in {str(folder)!r}: resume the run to go on")  # fmt: skip
+            if sums.asked and not over:
+                raise Interrupted(
+                    f"interrupted after step {step} of {settings.steps}; the state is saved in "
+                    f"{str(folder)!r}: run the same command with --resume to go on"
+                )
     return [r.outcome() for r in runners]
 
 
-def _gradients(
-    rows: list[tuple[int, Encoded]], objective: Objective, collate: Collate, settings: FitSettings,
-    accelerator: Accelerator, device: torch.device, trainees: int, asked: bool,
-) -> tuple[Tensor, dict[int, list[str]]]:  # fmt: skip
-    """Backward of the summed nll of this process's share; ([K + 1, 2] sums of nll and count over all processes, bad rows).
-
-    The last row of the sums holds (processes asked to stop, tokens read).
-    """
-    share = rows[accelerator.process_index :: accelerator.num_processes]
-    share.sort(
-        key=lambda row: (len(row[1].input_ids), len(row[1].target_ids))
-    )  # near-equal lengths pad little
-    totals = torch.zeros(trainees + 1, 2, dtype=torch.float64)
-    bad: dict[int, list[str]] = {}
-    size = settings.micro_batch or len(share)
-    for first in range(0, len(share), max(1, size)):
-        part = share[first : first + size]
-        batch = collate([e for _, e in part], [k for k, _ in part]).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            nll, count = objective(batch)
-        nll.sum().backward()  # type: ignore[no-untyped-call]
-        sums = torch.stack([nll.detach().double().cpu(), count.double().cpu()], dim=1)  # [B, 2]
-        totals.index_add_(0, batch.rows.cpu(), sums)
-        totals[-1, 1] += int(batch.input_mask.sum() + batch.target_mask.sum())
-        for i in (~sums[:, 0].isfinite()).nonzero().flatten().tolist():
-            bad.setdefault(part[i][0], []).append(part[i][1].source or "of unknown source")
-    totals[-1, 0] = float(asked)
-    return accelerator.reduce(totals.to(device), "sum").cpu(), bad
-
-
-def _sum_gradients(runners: Sequence[Runner], accelerator: Accelerator) -> None:
-    """Sum every gradient over the processes."""
-    if accelerator.num_processes == 1:
-        return
-    params = [p for r in runners for p in r.params.values()]
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in params])
-    parts = accelerator.reduce(flat, "sum").split([p.numel() for p in params])
-    for param, part in zip(params, parts, strict=True):
-        param.grad = part.view_as(param).clone()
+def _runners(trainees: Sequence[Trainee], settings: FitSettings) -> list[Runner]:
+    """One Runner each; names must differ, for they name the tensors of the checkpoint."""
+    names = [t.name for t in trainees]
+    if not names or len(set(names)) < len(names) or any("/" in n for n in names):
+        raise TrainingError(f"trainees {names}: give one or more, with different names without '/'")
+    return [Runner(t, settings) for t in trainees]
 
 
 def _evaluate(runner: Runner, step: int, shown: progress.Progress, accelerator: Accelerator) -> None:

@@ -1,6 +1,6 @@
 """Adafactor as in the paper, AdamW, and learning-rate schedules.
 
-Every parameter is its own group: lr_p(t) = lr x schedule(t) x unit_p, and x max(eps2, RMS(p)) with parameter scaling.
+lr_p(t) = lr x schedule(t) x unit_p for every parameter p, times max(eps2, RMS(p)) with parameter scaling.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def rms(tensor: Tensor) -> Tensor:
 
 
 class Adafactor(torch.optim.Optimizer):
-    """u = g / sqrt(v), v = b v + (1 - b)(g^2 + eps1), b = 1 - t^-0.8; u /= max(1, RMS(u)); p = (1 - wd) p - lr u.
+    """u = g / sqrt(v), v = b v + (1 - b)(g^2 + eps1), b = 1 - t^-0.8; p = (1 - wd) p - lr u / max(1, RMS(u)).
 
-    Shazeer and Stern 2018, algorithms 4 and 5; Lester et al. 2021, section 3: no momentum, no parameter scaling.
+    Shazeer and Stern 2018, algorithms 4 and 5; Lester et al. 2021, section 3: no momentum, no scaling.
     A matrix with both sides >= 128 keeps row and column means R, C instead of v: v = R C / mean(R).
     """
 
@@ -124,7 +124,7 @@ def _adafactor(groups: list[dict[str, Any]], settings: OptimSettings) -> list[to
 
 
 def _muon(groups: list[dict[str, Any]], settings: OptimSettings) -> list[torch.optim.Optimizer]:
-    """torch's Muon for the hidden matrices, AdamW for embeddings, heads and vectors (names that hold them)."""
+    """Muon (Jordan et al. 2024) for the matrices between hidden states, AdamW for embeddings and vectors."""
     hidden = [g for g in groups if g["params"][0].ndim == 2 and not any(w in g["name"] for w in VOCABULARY)]
     rest = [g for g in groups if all(g is not h for h in hidden)]
     found: list[torch.optim.Optimizer] = []
@@ -154,7 +154,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 def factor(settings: OptimSettings, step: int, steps: int) -> float:
-    """The rate of step t = 1..T as a share of lr: rise over `warmup`, stay, fall over the last `decay` steps."""
+    """Share of lr at step t = 1..T: rise over `warmup`, stay, fall over the last `decay` steps."""
     rise = min(1.0, step / settings.warmup) if settings.warmup else 1.0
     if settings.schedule == "constant":
         return rise
@@ -164,7 +164,7 @@ def factor(settings: OptimSettings, step: int, steps: int) -> float:
 
 
 class Optimiser:
-    """One trainee's optimiser: `step(t, T)` updates all its parameters; `state()` is tensors and numbers by name."""
+    """One trainee's optimiser: `step(t, T)` updates all its parameters; `state()` is tensors by name."""
 
     def __init__(
         self,

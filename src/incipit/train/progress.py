@@ -27,16 +27,17 @@ class Progress:
     """Show and record. `main` is False in all processes but one, which then stay silent and write nothing."""
 
     def __init__(
-        self, folder: Path, steps: int, *, start: int = 0, seconds: float = 0.0, main: bool = True, show: bool = True,
+        self,
+        folder: Path,
+        steps: int,
+        start: int = 0,
+        seconds: float = 0.0,
+        main: bool = True,
+        show: bool = True,
         tensorboard: bool = False,
-    ) -> None:  # fmt: skip
-        self.path, self.steps, self.start, self.main, self.show = (
-            folder / FILE,
-            steps,
-            start,
-            main,
-            show and main,
-        )
+    ) -> None:
+        self.path, self.steps, self.start = folder / FILE, steps, start
+        self.main, self.show = main, show and main
         self.before, self.began = seconds, time.monotonic()
         self.tokens = 0
         self.scores: dict[str, float] = {}
@@ -136,4 +137,4 @@ def _tensorboard(folder: Path) -> Any:
         raise TrainingError(
             "TensorBoard is not installed: `pip install tensorboard`, or turn it off"
         ) from error
-    return SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder / "tensorboard"))

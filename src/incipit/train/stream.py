@@ -65,7 +65,7 @@ class ExampleStream(Generic[Record]):
         """Continue from a saved state; refuses a split that has changed its size."""
         if int(state["examples"]) != len(self.examples):
             raise DataError(
-                f"the run was saved with {state['examples']} training examples, now there are {len(self.examples)}: "
-                "restore the data, or start a new run"
+                f"the run was saved with {state['examples']} training examples, now there are "
+                f"{len(self.examples)}: restore the data, or start a new run"
             )
         self.position = int(state["position"])

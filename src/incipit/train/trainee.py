@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,13 +48,8 @@ class FitSettings:
             )
 
 
-FREE = (
-    "micro_batch",
-    "save_every",
-    "save_minutes",
-    "show",
-    "tensorboard",
-)  # may change between parts of a run
+# Settings that change no result and may differ between the parts of a run.
+FREE = ("micro_batch", "save_every", "save_minutes", "show", "tensorboard")
 
 
 @dataclass
@@ -94,37 +89,35 @@ class Runner:
         self.optimiser = Optimiser(self.params, settings.optim, trainee.units, trainee.lr)
         self.best: dict[str, Tensor] = {}
         self.plain: dict[str, Any] = {  # all JSON: what a checkpoint keeps besides tensors
-            "steps": 0, "best_step": 0, "best_score": None, "scores": {}, "history": [], "stale": 0, "stopped": False,
-            "nll": 0.0, "count": 0.0,
-        }  # fmt: skip
+            **{"steps": 0, "stopped": False, "history": []},
+            **{"best_step": 0, "best_score": None, "scores": {}, "stale": 0},
+            **{"nll": 0.0, "count": 0.0},  # since the last record of the loss
+        }
 
-    def norm(self) -> float:
-        """Norm of the whole gradient."""
-        return float(
-            torch.stack([g.grad.float().norm() for g in self.params.values() if g.grad is not None]).norm()
-        )
+    @property
+    def stopped(self) -> bool:
+        """Whether its patience has ended."""
+        return bool(self.plain["stopped"])
 
-    def update(self, step: int, count: float, nll: float) -> float:
-        """One optimiser step from summed gradients; returns the rate."""
-        for param in self.params.values():
-            if param.grad is not None:
-                param.grad /= max(count, 1.0)
-        norm, limit = self.norm(), self.settings.clip_norm
+    def update(self, step: int, nll: float, count: float, bad: Sequence[str]) -> float:
+        """One optimiser step from summed gradients; returns the rate. bad: rows without a finite loss."""
+        name, grads = self.trainee.name, [p.grad for p in self.params.values() if p.grad is not None]
+        if not math.isfinite(nll):
+            rows = f" (rows {', '.join(bad[:8])})" if bad else ""
+            raise TrainingError(f"the loss of trainee {name!r} is not finite at step {step}{rows}. {REMEDY}")
+        for grad in grads:
+            grad /= max(count, 1.0)
+        norm = math.sqrt(sum(float(g.double().square().sum()) for g in grads))
         if not math.isfinite(norm):
-            raise TrainingError(
-                f"the gradient of trainee {self.trainee.name!r} is not finite at step {step}. {REMEDY}"
-            )
-        if limit and norm > limit:
-            for param in self.params.values():
-                if param.grad is not None:
-                    param.grad *= limit / norm
+            raise TrainingError(f"the gradient of trainee {name!r} is not finite at step {step}. {REMEDY}")
+        if 0 < self.settings.clip_norm < norm:
+            for grad in grads:
+                grad *= self.settings.clip_norm / norm
         rate = self.optimiser.step(step, self.settings.steps)
         self.trainee.module.zero_grad(set_to_none=True)
-        self.plain["steps"], self.plain["nll"], self.plain["count"] = (
-            step,
-            self.plain["nll"] + nll,
-            self.plain["count"] + count,
-        )
+        self.plain["steps"] = step
+        self.plain["nll"] += nll
+        self.plain["count"] += count
         return rate
 
     def window_loss(self) -> float:

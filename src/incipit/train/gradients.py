@@ -1,0 +1,84 @@
+"""sum over a step's rows of grad nll, whatever the split into micro-batches and processes.
+
+# K trainees, B rows of a micro-batch
+Nothing is divided here: the sums are exact parts of the whole, and the trainee divides by its own count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from incipit.batch import Batch, Encoded
+
+Objective: TypeAlias = Callable[
+    [Batch], tuple[Tensor, Tensor]
+]  # (nll [B] summed over label tokens, count [B])
+Collate: TypeAlias = Callable[[Sequence[Encoded], Sequence[int]], Batch]
+Row: TypeAlias = tuple[int, Encoded]  # (trainee, its row)
+
+
+@dataclass
+class Sums:
+    """What all processes read in one step."""
+
+    nll: list[float]  # by trainee
+    count: list[float]  # label tokens, by trainee
+    tokens: int
+    asked: bool  # a process was asked to stop
+    bad: dict[int, list[str]] = field(
+        default_factory=dict
+    )  # sources of this process's rows without a finite nll
+
+
+def accumulate(
+    rows: Sequence[Row],
+    trainees: int,
+    objective: Objective,
+    collate: Collate,
+    accelerator: Accelerator,
+    device: torch.device,
+    *,
+    micro_batch: int,
+    precision: str,
+    asked: bool,
+) -> Sums:
+    """Add the gradients of this process's share of the rows; return the sums over all processes."""
+    share = list(rows[accelerator.process_index :: accelerator.num_processes])
+    share.sort(
+        key=lambda row: (len(row[1].input_ids), len(row[1].target_ids))
+    )  # near-equal lengths pad little
+    totals = torch.zeros(trainees + 1, 2, dtype=torch.float64)  # (nll, count) by trainee; (asked, tokens)
+    totals[-1, 0] = float(asked)
+    bad: dict[int, list[str]] = {}
+    size = micro_batch or len(rows)
+    for first in range(0, len(share), size):
+        part = share[first : first + size]
+        batch = collate([e for _, e in part], [k for k, _ in part]).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            nll, count = objective(batch)
+        nll.sum().backward()
+        pairs = torch.stack([nll.detach().double().cpu(), count.double().cpu()], dim=1)  # [B, 2]
+        totals.index_add_(0, torch.tensor([k for k, _ in part]), pairs)
+        totals[-1, 1] += int(batch.input_mask.sum() + batch.target_mask.sum())
+        for i in (~pairs[:, 0].isfinite()).nonzero().flatten().tolist():
+            bad.setdefault(part[i][0], []).append(part[i][1].source or "of unknown source")
+    sums: list[list[float]] = accelerator.reduce(totals.to(device), "sum").tolist()
+    *each, (stops, tokens) = sums
+    return Sums([nll for nll, _ in each], [count for _, count in each], int(tokens), stops > 0, bad)
+
+
+def sum_over_processes(params: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
+    """g = sum over processes of g, in one message."""
+    if accelerator.num_processes == 1:
+        return
+    params = list(params)
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in params])
+    parts = accelerator.reduce(flat, "sum").split([p.numel() for p in params])
+    for param, part in zip(params, parts, strict=True):
+        param.grad = part.view_as(param).clone()
