@@ -1,0 +1,128 @@
+"""Choices of a recipe that are fine alone and not together, each as "path: what; got; do"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from incipit.errors import nearest
+
+if TYPE_CHECKING:
+    from incipit.recipe.recipe import Recipe
+    from incipit.tasks.spec import TaskSpec
+
+
+def clashes(recipe: Recipe, spec: TaskSpec | None, broken: Collection[str] = ()) -> list[str]:
+    """All of them; `broken`: tables whose values are not to be judged."""
+    found: list[str] = []
+    if "prompt" not in broken:
+        found += [*_prompt(recipe), *_layout(recipe)]
+    if not {"prompt", "train"} & set(broken):
+        found += _train(recipe)
+    if "decode" not in broken:
+        found += _decode(recipe)
+    if spec is not None and not broken:
+        found += _task(recipe, spec)
+    return found
+
+
+def _unread(table: BaseModel, keys: Sequence[str], path: str, reader: str) -> Iterator[str]:
+    """Keys that were given and that nothing reads, because `reader` does not hold."""
+    for key in keys:
+        value = getattr(table, key)
+        if value != type(table).model_fields[key].default:
+            yield f"{path}.{key}: only {reader} reads it; got {value!r}; remove it, or set {reader}"
+
+
+def _prompt(recipe: Recipe) -> Iterator[str]:
+    p = recipe.prompt
+    if p.start == "text" and not p.text and p.kind != "none":
+        yield 'prompt.text: missing; prompt.start = "text" starts from it; describe the task there'
+    if p.start == "given" and not p.source and p.kind != "none":
+        yield (
+            'prompt.source: missing; prompt.start = "given" starts from it; name an artifact folder, '
+            "a .npy file or a PEFT folder"
+        )
+    for key, start in (("text", "text"), ("source", "given")):
+        if p.start != start:
+            yield from _unread(p, [key], "prompt", f'prompt.start = "{start}"')
+    if p.kind != "prefix":
+        yield from _unread(p, ["sites"], "prompt", 'prompt.kind = "prefix"')
+    if len(set(p.sites)) < len(p.sites):
+        yield f"prompt.sites: a site is there twice; got {list(p.sites)}; name each once"
+    if p.kind == "none":
+        yield from _unread(p, ["reparametrise"], "prompt", 'prompt.kind = "input" or "prefix"')
+    if not p.reparametrise:
+        yield from _unread(p, ["hidden"], "prompt", 'prompt.reparametrise = "mlp" or "lstm"')
+    if p.readout != "head":
+        yield from _unread(p, ["head_lr"], "prompt", 'prompt.readout = "head"')
+
+
+def _layout(recipe: Recipe) -> Iterator[str]:
+    layout, kind = recipe.prompt.layout, recipe.prompt.kind
+    got = f"got {layout!r}"
+    for part in re.findall(r"\{(\w*)\}", layout):
+        if part not in ("soft", "bos", "eos"):
+            yield f"prompt.layout: no part is named {{{part}}}; {got}{nearest(part, ('soft', 'bos', 'eos'))}"
+    count = layout.count("{soft}")
+    if count > 1:
+        yield f"prompt.layout: names {{soft}} {count} times; {got}; write it once"
+    if layout and kind != "none" and not count:
+        yield f"prompt.layout: has no place for the soft rows; {got}; write {{soft}} into it"
+    if kind == "none" and count:
+        yield f'prompt.layout: prompt.kind = "none" has no soft rows; {got}; remove {{soft}}'
+    if kind == "prefix" and count and layout.partition("{soft}")[0]:
+        yield (
+            f"prompt.layout: keys and values enter before every input, so nothing stands before {{soft}}; "
+            f'{got}; write "{{soft}}" first'
+        )
+
+
+def _train(recipe: Recipe) -> Iterator[str]:
+    t = recipe.train
+    if t.method == "prompt" and recipe.prompt.kind == "none" and recipe.prompt.readout != "head":
+        yield (
+            'train.method: nothing is trained; got "prompt" with prompt.kind = "none"; '
+            'set prompt.kind = "input" or "prefix", or train.method = "model"'
+        )
+    if t.lr_absolute is not None and t.lr != (0.001 if t.method == "model" else 0.03):
+        both = f"{t.lr_absolute} beside lr = {t.lr}"
+        yield f"train.lr_absolute: stands in place of train.lr; got {both}; remove one"
+    if t.warmup > t.steps:
+        yield f"train.warmup: longer than the run; got {t.warmup} of {t.steps} steps; shorten it"
+    if not t.seeds:
+        yield "train.seeds: needs at least one seed; got []; the default is [0]"
+    if len(set(t.seeds)) < len(t.seeds):
+        yield f"train.seeds: a seed is there twice; got {list(t.seeds)}; name each once"
+
+
+def _decode(recipe: Recipe) -> Iterator[str]:
+    if not recipe.decode.sample:
+        yield from _unread(recipe.decode, ["temperature", "top_p", "top_k"], "decode", "decode.sample = true")
+
+
+def _task(recipe: Recipe, spec: TaskSpec) -> Iterator[str]:
+    p, choice = recipe.prompt, spec.kind in ("classification", "multiple_choice")
+    if not spec.train:
+        yield "task.train: missing; it is learned from; name a file, a folder or hub:owner/name:split"
+    if recipe.decode.mode == "rank" and not choice:
+        kind = f'a task of kind "{spec.kind}"'
+        yield f'decode.mode: {kind} has no choices to rank; got "rank"; set "generate" or "auto"'
+    if p.start == "label" and p.kind != "none":
+        words = spec.labels.values() if isinstance(spec.labels, Mapping) else spec.labels
+        count = len(set(words)) if spec.kind == "classification" else 0
+        if not count:
+            yield 'prompt.start: the task has no label words; got "label"; set "vocabulary" or "text"'
+        elif count > p.length:
+            yield (
+                f'prompt.length: prompt.start = "label" needs a row for each of {count} label words; '
+                f'got {p.length}; raise it, or set prompt.start = "vocabulary"'
+            )
+    if recipe.train.patience and not (spec.validation or "validation" in spec.split):
+        yield (
+            f"train.patience: is judged on validation, which the task lacks; got {recipe.train.patience}; "
+            "name task.validation, or set task.split.validation=0.1"
+        )

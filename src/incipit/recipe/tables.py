@@ -1,0 +1,135 @@
+"""The tables of a recipe: backbone, prompt, train, decode.
+
+The text under a field is its line in docs/cli.md.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Whole: TypeAlias = Annotated[int, Field(ge=0)]
+Counted: TypeAlias = Annotated[int, Field(ge=1)]
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+
+
+class Table(BaseModel):
+    """A TOML table: unknown keys and converted types are problems, and a made one does not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class BackboneTable(Table):
+    """[backbone]: the frozen model."""
+
+    name: str = "builtin:minilm"
+    """A Hugging Face id, a local folder, or builtin:minilm, builtin:lm, builtin:t5."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = "float32"
+    """What the frozen weights are held in; "auto": as they are stored."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; "auto": the first accelerator, else cpu."""
+    revision: str = ""
+    """Branch, tag or commit of a hub id; empty: its main branch."""
+    trust_code: bool = False
+    """Run Python code that comes with the model. Only for a source you trust."""
+
+
+class PromptTable(Table):
+    """[prompt]: what is learned, where it enters, where it starts."""
+
+    kind: Literal["input", "prefix", "none"] = "input"
+    """"input": soft rows before the input. "prefix": keys and values in every layer.
+    "none": only the text of `layout`."""
+    length: Counted = 20
+    """Number of soft rows."""
+    start: Literal["label", "vocabulary", "text", "uniform", "given"] = "label"
+    """Initial values: label words, frequent pieces of the vocabulary, `text`, uniform numbers, or `source`.
+    Without this key: "label" where the task has label words, else "vocabulary"."""
+    text: str = ""
+    """start = "text": the words that the first rows start from."""
+    source: str = ""
+    """start = "given": an artifact folder, a .npy file, or a PEFT folder."""
+    layout: str = ""
+    """Constant text around the soft rows: "{bos}You sort mail. {soft}".
+    Empty: chosen by the family of the backbone and the kind."""
+    sites: Annotated[tuple[Literal["encoder", "decoder", "cross"], ...], Field(strict=False)] = ()
+    """kind = "prefix": which attentions get keys and values; empty: all that the backbone has."""
+    reparametrise: Literal["", "mlp", "lstm"] = ""
+    """A network in front of the rows while they are trained; dropped from the artifact."""
+    hidden: Counted = 128
+    """Width of that network."""
+    vocabulary: Counted = 5000
+    """How many of the most frequent pieces a start draws from."""
+    readout: Literal["words", "verbalizer", "head"] = "words"
+    """How an encoder answers: nearest label word, its mask token, or a trained linear head."""
+    head_lr: Annotated[float, Field(gt=0)] = 0.01
+    """Learning rate of that head (absolute)."""
+
+
+class TrainTable(Table):
+    """[train]: how long, how fast, how often."""
+
+    method: Literal["prompt", "model"] = "prompt"
+    """What is trained: the prompt on a frozen backbone, or the whole backbone (model tuning)."""
+    steps: Counted = 1000
+    """Optimiser steps."""
+    batch: Counted = 32
+    """Examples a step."""
+    lr: Annotated[float, Field(gt=0)] = 0.03
+    """Step size in units of the backbone's embedding RMS.
+    method = "model": absolute, and 0.001 without this key."""
+    lr_absolute: Annotated[float, Field(gt=0)] | None = None
+    """Step size in plain numbers, in place of `lr` (the paper's 0.3 for T5)."""
+    optimiser: Literal["adafactor", "adamw"] = "adafactor"
+    """"adafactor" as in the paper (no parameter scaling), or "adamw"."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the rate after the warm-up."""
+    warmup: Whole = 0
+    """Steps over which the rate rises."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-5
+    """Share of each number that a step takes away."""
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Greatest norm of the gradient; 0: no limit."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the forward pass is computed in; prompt and optimiser stay in float32."""
+    seeds: Annotated[tuple[Whole, ...], Field(strict=False)] = (0,)
+    """One prompt is trained for each seed, all in one process (method = "model": one after another)."""
+    eval_every: Counted = 100
+    """Steps between scores on validation; the last step is always scored."""
+    eval_limit: Whole = 0
+    """Validation examples that each of these scores reads; 0: all."""
+    patience: Whole = 0
+    """Stop after this many scores without a better one; 0: never."""
+    micro_batch: Whole = 0
+    """Rows of one forward pass, for small memory; the result does not change. 0: all."""
+    save_every: Whole = 0
+    """Steps between checkpoints; 0: at the end only."""
+    save_minutes: Annotated[float, Field(ge=0)] = 0.0
+    """Minutes between checkpoints; 0: never."""
+    tensorboard: bool = False
+    """Also write curves for TensorBoard."""
+
+
+class DecodeTable(Table):
+    """[decode]: how answers are made."""
+
+    mode: Literal["auto", "rank", "generate"] = "auto"
+    """"rank" scores the label words or options, "generate" writes text,
+    "auto" ranks where there is a choice."""
+    batch: Counted = 64
+    """Examples a forward pass."""
+    max_new_tokens: Counted = 32
+    """Longest written answer."""
+    beams: Counted = 1
+    """Width of the beam search; 1: greedy."""
+    sample: bool = False
+    """Draw tokens in place of taking the likeliest."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """sample = true: sharpness of the distribution."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """sample = true: draw from the likeliest tokens that hold this share; 1: from all."""
+    top_k: Whole = 0
+    """sample = true: draw from this many likeliest tokens; 0: from all."""
+    seed: Whole = 0
+    """sample = true: seed of the draws."""
