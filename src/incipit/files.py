@@ -7,7 +7,9 @@ the old bytes or the new bytes and never a part. A folder is written the same wa
 from __future__ import annotations
 
 import gzip
+import contextlib
 import hashlib
+import importlib.metadata
 import json
 import lzma
 import os
@@ -232,6 +234,22 @@ def sha256_tensor(tensor: Tensor) -> str:
     plain = tensor.detach().cpu().contiguous()
     head = f"{plain.dtype}{tuple(plain.shape)}".encode()
     return sha256_bytes(head + plain.view(torch.uint8).numpy().tobytes() if plain.numel() else head)
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Versions of the installed ones of these packages."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def remove_run(folder: PathLike) -> None:
+    """Remove the checkpoint and metrics of a run, so that a new one may start there; artifacts stay."""
+    for name in ("checkpoint.safetensors", "metrics.jsonl"):
+        with storage(Path(folder) / name, "removing"):
+            (Path(folder) / name).unlink(missing_ok=True)
 
 
 def is_remote(place: PathLike) -> bool:

@@ -1,0 +1,141 @@
+"""Backbone + label words + a few choices -> a Prompt at its start: layout, initial values, read-out.
+
+# P length, H hidden, W width of a row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from incipit.backbones import Backbone, EncoderBackbone
+from incipit.errors import PromptError, nearest
+from incipit.prompts import Framed, InputPrompt, PrefixPrompt, Prompt, Reading, Reparametrised, RowPrompt, split_layout
+from incipit.prompts.prefix import rows_of
+from incipit.prompts.starts import STARTS, Slots, labelled, sampled, uniform, worded
+
+KINDS = ("input", "prefix", "none")
+
+
+@dataclass(frozen=True)
+class PromptChoice:
+    """How a prompt is made.
+
+    kind: "input" (rows before the input), "prefix" (keys and values in every layer), "none" (constant text alone).
+    start: see prompts/starts.py; text for the start "text"; given(backbone) -> rows [P, W] for the start "given".
+    layout: constant text around {soft}; "" for the family's own. vocabulary: how many pieces are sampled from.
+    reparametrise: "", "mlp" or "lstm" with `hidden` units. readout: "words", "verbalizer" or "head" (encoders).
+    """
+
+    kind: str = "input"
+    length: int = 20
+    start: str = "label"
+    text: str = ""
+    given: Callable[[Backbone], Tensor] | None = None
+    layout: str = ""
+    sites: tuple[str, ...] = ()
+    reparametrise: str = ""
+    hidden: int = 128
+    vocabulary: int = 5000
+    readout: str = "words"
+
+
+def make_prompt(choice: PromptChoice, backbone: Backbone, words: Sequence[str] = (), seed: int = 0) -> Prompt | None:
+    """A prompt at its start, on the backbone's device; None where nothing at all would enter the model.
+
+    Raises PromptError for what does not fit: unknown kind or start, more labels than rows, a text that is missing.
+    """
+    if choice.kind not in KINDS:
+        raise PromptError(f"unknown prompt kind {choice.kind!r}" + nearest(choice.kind, KINDS))
+    inner = None if choice.kind == "none" else _started(choice, backbone, words, seed)
+    if inner is not None and choice.reparametrise:
+        inner = Reparametrised(inner, choice.reparametrise, choice.hidden, seed)
+    prompt = framed(inner, backbone, choice.layout or default_layout(choice.kind, backbone))
+    if isinstance(backbone, EncoderBackbone):
+        if not words:
+            raise PromptError(f"backbone {backbone.name!r} is an encoder and classifies: this task has no label words; "
+                              "use a causal or encoder-decoder backbone")
+        if prompt is None:
+            raise PromptError("an encoder needs at least its first token: write {bos} into the layout")
+        prompt = Reading(prompt, backbone.readout(words, choice.readout), trained=choice.readout == "head")
+    return prompt.to(backbone.device) if prompt is not None else None
+
+
+def default_layout(kind: str, backbone: Backbone) -> str:
+    """{bos} first where rows enter at the input; after keys and values, which stand before every input."""
+    return "{soft}{bos}" if kind == "prefix" else "{bos}{soft}"
+
+
+def framed(inner: Prompt | None, backbone: Backbone, layout: str) -> Prompt | None:
+    """The layout's constant text around a prompt; the prompt itself when there is none."""
+    before, after = split_layout(layout)
+    if inner is not None and "{soft}" not in layout:
+        raise PromptError(f"layout {layout!r} has no place for the soft rows: write {{soft}} into it")
+    ids = [[i for piece in pieces for i in backbone.layout_ids(piece)] for pieces in (before, after)]
+    if not ids[0] and not ids[1]:
+        return inner
+    return Framed(backbone.geometry, inner, ids[0], ids[1], backbone.embed)
+
+
+def _started(choice: PromptChoice, backbone: Backbone, words: Sequence[str], seed: int) -> RowPrompt:
+    geometry, length = backbone.geometry, choice.length
+    if choice.start not in STARTS:
+        raise PromptError(f"unknown start {choice.start!r}" + nearest(choice.start, STARTS))
+    if choice.kind == "prefix" and not geometry.sites:
+        raise PromptError(f"backbone {backbone.name!r} takes no keys and values: its attention does not go through the "
+                          "attention interface; use prompt.kind = \"input\"")
+    prompt: RowPrompt
+    if choice.kind == "prefix":
+        prompt = PrefixPrompt(geometry, length, choice.sites or None)
+    else:
+        prompt = InputPrompt(geometry, length)
+    if choice.start == "given":
+        if choice.given is None:
+            raise PromptError("the start 'given' needs prompt.source: an artifact folder, an .npy file or a PEFT adapter")
+        rows = choice.given(backbone)
+    elif choice.start == "uniform" and choice.kind == "input":
+        rows = uniform(length, prompt.width, geometry.embedding_rms, seed)
+    else:
+        slots = _slots(choice, backbone, words, seed)
+        rows = _embedded(slots, backbone) if choice.kind == "input" else _activated(slots, backbone, prompt)
+    if choice.kind == "prefix":  # the units are the RMS of real activations, also for a uniform start
+        return _prefix(choice, backbone, rows, seed)
+    prompt.set_rows(rows)
+    return prompt
+
+
+def _prefix(choice: PromptChoice, backbone: Backbone, rows: Tensor, seed: int) -> PrefixPrompt:
+    prompt = PrefixPrompt(backbone.geometry, choice.length, choice.sites or None, rows=rows.float().cpu())
+    if choice.start == "uniform":
+        noise = uniform(choice.length, prompt.width, 1.0, seed)
+        scales = torch.cat([torch.full((p.shape[1],), s) for p, s in zip(prompt.parts, prompt.scales, strict=True)])
+        prompt.set_rows(noise * scales)
+    return prompt
+
+
+def _slots(choice: PromptChoice, backbone: Backbone, words: Sequence[str], seed: int) -> Slots:
+    """Per row the ids it starts at."""
+    rest = sampled(backbone.frequent_ids(choice.vocabulary), choice.length, seed)
+    if choice.start == "label":
+        return labelled([backbone.pair_ids(" ", w)[1] or backbone.text_ids(w) for w in words], rest) if words else rest
+    if choice.start == "text":
+        return worded(backbone.text_ids(choice.text), rest)
+    return rest
+
+
+def _embedded(slots: Slots, backbone: Backbone) -> Tensor:
+    """Mean of the piece embeddings of each slot, [P, H]."""
+    with torch.no_grad():
+        return torch.stack([backbone.embed(slot).float().mean(dim=0) for slot in slots]).cpu()
+
+
+def _activated(slots: Slots, backbone: Backbone, prompt: RowPrompt) -> Tensor:
+    """Keys and values that the model computes for the slots' ids read as a text, [P, W]."""
+    assert isinstance(prompt, PrefixPrompt)
+    ids = [i for slot in slots for i in slot][: prompt.length]
+    keys, values = backbone.activations(ids, prompt.sites)
+    chosen = {s: keys[s] for s in prompt.sites}
+    return rows_of(chosen, {s: values[s] for s in prompt.sites}).float().cpu()

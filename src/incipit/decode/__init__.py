@@ -1,0 +1,6 @@
+"""From prompts and inputs to answers: ranking label words, or generating text; any mixture of prompts in a batch."""
+
+from incipit.decode.predict import Prediction, predict
+from incipit.decode.rank import rank, stacked
+
+__all__ = ["Prediction", "predict", "rank", "stacked"]

@@ -1,0 +1,86 @@
+"""p(c) = softmax_c log p(label word c | prompt, input): classification by scoring the label words.
+
+# B batch, K prompts, C candidates, V vocabulary
+Brown et al. 2020 call it rank classification. A candidate's score is the sum over its tokens; the end token is
+scored with it only where one candidate's tokens begin another's ("no", "no idea").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from incipit.backbones import Backbone, CausalBackbone, EncoderBackbone, EncoderDecoderBackbone
+from incipit.batch import Batch, Encoded, collate
+from incipit.encode import question
+from incipit.errors import DataError, PromptError
+from incipit.injection import Injection
+from incipit.prompts import Prompt
+from incipit.tasks.example import Example
+
+MAX_ROWS = 256  # rows of one forward pass when every candidate is a row of its own
+
+
+def rank(
+    backbone: Backbone, prompts: Sequence[Prompt | None], examples: Sequence[Example], rows: Sequence[int],
+    rooms: Sequence[int],
+) -> list[list[float]]:
+    """Shares of each example's choices, in their order; row i is read by prompts[rows[i]]."""
+    candidates = [_candidates(backbone, e, room) for e, room in zip(examples, rooms, strict=True)]
+    single = all(len(c.target_ids) == 1 for cs in candidates for c in cs)
+    if single and isinstance(backbone, CausalBackbone | EncoderDecoderBackbone):
+        firsts = [cs[0] for cs in candidates]
+        same = all(c.input_ids == cs[0].input_ids for cs in candidates for c in cs)
+        if same:
+            batch = collate(firsts, rows, pad_id=backbone.pad_id).to(backbone.device)
+            logs = backbone.next_token(batch, stacked(prompts, batch.rows))  # [B, V]
+            scores = [[float(logs[i, c.target_ids[0]]) for c in cs] for i, cs in enumerate(candidates)]
+            return [torch.tensor(s).softmax(dim=0).tolist() for s in scores]
+    flat = [(c, row) for cs, row in zip(candidates, rows, strict=True) for c in cs]
+    logs_flat: list[float] = []
+    for start in range(0, len(flat), MAX_ROWS):
+        part = flat[start : start + MAX_ROWS]
+        batch = collate([c for c, _ in part], [r for _, r in part], pad_id=backbone.pad_id).to(backbone.device)
+        logs_flat += backbone.score(batch, stacked(prompts, batch.rows)).tolist()
+    shares, at = [], 0
+    for cs in candidates:
+        shares.append(torch.tensor(logs_flat[at : at + len(cs)]).softmax(dim=0).tolist())
+        at += len(cs)
+    return shares
+
+
+def class_probabilities(
+    backbone: EncoderBackbone, batch: Batch, prompts: Sequence[Prompt | None], examples: Sequence[Example]
+) -> list[list[float]]:
+    """Shares of an encoder's classes; each prompt's read-out must have as many as the example has choices."""
+    injection = stacked(prompts, batch.rows)
+    logits = backbone.class_logits(batch, injection)  # [B, C]
+    assert injection is not None and injection.readout is not None
+    classes = injection.readout.live.sum(dim=1)[injection.rows].tolist()
+    for example, count in zip(examples, classes, strict=True):
+        if len(example.choices) != count:
+            raise PromptError(f"{example.source or 'the example'} has {len(example.choices)} label words, the prompt was "
+                              f"trained for {count}: use the task that the prompt belongs to")
+    shares = logits.float().softmax(dim=-1).tolist()
+    return [row[:count] for row, count in zip(shares, classes, strict=True)]
+
+
+def _candidates(backbone: Backbone, example: Example, room: int) -> list[Encoded]:
+    if not example.choices:
+        raise DataError(f"{example.source or 'an example'} has no choices to rank: set decode.mode = \"generate\"")
+    found = [question(backbone, example, room=room, answer=c) for c in example.choices]
+    ids = [c.target_ids for c in found]
+    if any(a != b and b[: len(a)] == a for a in ids for b in ids) or len(set(ids)) < len(ids):
+        found = [question(backbone, example, room=room, answer=c, end=True) for c in example.choices]
+    return found
+
+
+def stacked(prompts: Sequence[Prompt | None], rows: torch.Tensor) -> Injection | None:
+    """The Injection of K prompts for rows [B] of a batch; None when there is no prompt at all."""
+    parts = [p.injection() for p in prompts if p is not None]
+    if not parts:
+        return None
+    if len(parts) != len(prompts):
+        raise PromptError("a batch cannot mix prompts and no prompt: give the promptless rows an empty frame")
+    return Injection.stack(parts, rows)
