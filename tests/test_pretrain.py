@@ -1,0 +1,173 @@
+"""A backbone from nothing: the model's own loss, a folder that anybody can load, an exact resume."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from incipit import files
+from incipit.batch import Encoded, collate
+from incipit.errors import Interrupted, RecipeError
+from incipit.pretrain import PretrainSettings, build, held_out, objective, pretrain, token_loss
+from incipit.train import FitSettings, OptimSettings
+
+WORDS = [
+    "the cat sat on the mat",
+    "a dog ran to the sun",
+    "cats and dogs sit",
+    "the sun is up",
+    "we sat and ran",
+]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """120 short documents, every third from a source that is left out."""
+    path = tmp_path / "corpus.jsonl"
+    rows = [
+        {"text": f"{WORDS[i % 5]}. {WORDS[i % 3]}.", "source": "news" if i % 3 == 2 else "books: a"}
+        for i in range(120)
+    ]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return path
+
+
+def small(corpus: Path, family: str, **changes: Any) -> PretrainSettings:
+    fit = FitSettings(
+        steps=6, batch=4, micro_batch=2, eval_every=3, best="min", keep_best=False, log_every=1, show=False,
+        optim=OptimSettings("muon", lr=0.02, weight_decay=0.0),
+    )  # fmt: skip
+    stages: Any = ((0.0, {"causal": 1.0}),)
+    if family == "encoder-decoder":
+        stages = ((0.0, {"span_corruption": 1.0}), (0.5, {"lm_adaptation": 1.0}))
+    values: dict[str, Any] = {
+        "vocabulary": 310,
+        "hidden": 16,
+        "layers": 1,
+        "heads": 2,
+        "kv_heads": 1,
+        "ffn": 24,
+    }
+    values |= {
+        "context": 12,
+        "positions": 32,
+        "validation_blocks": 5,
+        "stages": stages,
+        "where": {"source": ["books: *"]},
+    }
+    place = (str(corpus),)
+    return PretrainSettings("toy", family, place, place, fit, **(values | changes))
+
+
+class Vocabulary:
+    pad_token_id, eos_token_id, bos_token_id = 0, 1, 3
+
+    def __len__(self) -> int:
+        return 50
+
+
+@pytest.mark.parametrize("family", ["causal", "encoder-decoder"])
+def test_the_objective_is_the_models_own_loss(tmp_path: Path, family: str) -> None:
+    model: Any = build(small(tmp_path, family), Vocabulary())  # type: ignore[arg-type]
+    causal = family == "causal"
+    rows = [
+        Encoded((3,) if causal else (5, 6, 7)[: i + 1], (10, 11, 12, 13)[: 4 if causal else i + 2])
+        for i in range(3)
+    ]
+    batch = collate(rows)
+    nll, count = objective(model)(batch)
+    (nll.sum() / count.sum()).backward()
+    ours = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    if causal:
+        ids = torch.cat([batch.input_ids, batch.target_ids], dim=1)
+        own = model(input_ids=ids, labels=ids).loss
+    else:
+        own = model(input_ids=batch.input_ids, attention_mask=batch.input_mask, labels=batch.labels).loss
+    own.backward()
+    torch.testing.assert_close((nll.sum() / count.sum()).detach(), own.detach())
+    for name, param in model.named_parameters():
+        torch.testing.assert_close(ours[name], param.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_token_loss_by_hand() -> None:
+    states = torch.zeros(2, 3, requires_grad=True)
+    weight = torch.ones(4, 3, requires_grad=True)
+    nll = token_loss(states, weight, torch.tensor([0, 3]))
+    torch.testing.assert_close(nll.detach(), torch.full((2,), 4.0).log())
+    nll.sum().backward()
+    # softmax 1/4 everywhere: dnll/dw_v = (1/4 - [v = y]) h = 0 at h = 0; dnll/dh = sum_v (1/4 - [v = y]) w_v = 0
+    assert torch.equal(states.grad, torch.zeros(2, 3)) and torch.equal(weight.grad, torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("family", ["causal", "encoder-decoder"])
+def test_a_run_learns_and_leaves_a_model_folder(corpus: Path, tmp_path: Path, family: str) -> None:
+    settings = small(corpus, family)
+    export = pretrain(settings, tmp_path / "run")
+    dev = [r["scores"]["nll"] for r in files.read_jsonl(tmp_path / "run" / "metrics.jsonl") if "scores" in r]
+    assert len(dev) == 2 and dev[1] < dev[0] < 7
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    auto = AutoModelForCausalLM if family == "causal" else AutoModelForSeq2SeqLM
+    model = auto.from_pretrained(export, dtype="auto")
+    assert model.dtype == torch.bfloat16 and model.config.vocab_size == len(tokenizer)
+    card = (export / "README.md").read_text(encoding="utf-8")
+    assert (
+        "# toy" in card and f"| 6 | {dev[1]:.3f} |" in card and 'corpus = [\n    "corpus.jsonl",\n]' in card
+    )
+    assert "It read 288 tokens (6 of 6 steps)" in card  # 6 steps x 4 rows x 12 tokens
+    assert str(tmp_path) not in card
+    assert files.read_json(export / "curve.json")[-1]["scores"]["nll"] == dev[1]
+
+
+def test_an_interrupted_run_goes_on_exactly(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small(corpus, "encoder-decoder")
+    pretrain(settings, tmp_path / "whole")
+    import signal
+
+    import incipit.pretrain
+
+    real, calls = incipit.pretrain.collate, []
+
+    def pressing(*args: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step"):
+        patch.setattr(incipit.pretrain, "collate", pressing)
+        pretrain(settings, tmp_path / "parts")
+    pretrain(settings, tmp_path / "parts", resume=True)
+    one, two = (
+        files.load_tensors(tmp_path / name / "checkpoint.safetensors")[0] for name in ("whole", "parts")
+    )
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[k], two[k]) for k in one if not k.startswith("rng"))
+
+
+def test_held_out_perplexity_by_hand() -> None:
+    rows = [Encoded((1,), (2, 3)), Encoded((1, 4), (5,))]
+
+    def loss(batch: Any) -> Any:
+        return torch.tensor([2.0, 4.0]), torch.tensor([2, 1])
+
+    assert held_out(loss, rows, "float32") == {
+        "perplexity": pytest.approx(7.389056),
+        "nll": 2.0,
+        "tokens": 3.0,
+    }
+
+
+def test_words_of_the_errors(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match="family 'encdec' cannot be pre-trained; did you mean 'encoder-decoder'"
+    ):
+        small(tmp_path, "encdec")
+    with pytest.raises(RecipeError, match="hidden 16 is no multiple of heads 3"):
+        replace(small(tmp_path, "causal"), heads=3)
