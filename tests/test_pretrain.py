@@ -100,7 +100,7 @@ def test_token_loss_by_hand() -> None:
     nll = token_loss(states, weight, torch.tensor([0, 3]))
     torch.testing.assert_close(nll.detach(), torch.full((2,), 4.0).log())
     nll.sum().backward()
-    # softmax 1/4 everywhere: dnll/dw_v = (1/4 - [v = y]) h = 0 at h = 0; dnll/dh = sum_v (1/4 - [v = y]) w_v = 0
+    # p = 1/4: dnll/dw_v = (1/4 - [v = y]) h = 0 where h = 0; dnll/dh = sum_v (1/4 - [v = y]) w_v = 0
     assert torch.equal(states.grad, torch.zeros(2, 3)) and torch.equal(weight.grad, torch.zeros(4, 3))
 
 

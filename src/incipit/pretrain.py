@@ -38,7 +38,7 @@ class PretrainSettings:
 
     name: str
     family: str  # "causal" (Llama) | "encoder-decoder" (T5 1.1)
-    corpus: tuple[str, ...]  # .jsonl or .txt files, plain, .gz or .xz
+    corpus: tuple[str, ...]  # .jsonl or .txt files, plain, .gz or .xz, or patterns of such
     validation: tuple[str, ...]  # held-out files of the same form
     fit: FitSettings
     text_field: str = "text"
@@ -197,7 +197,7 @@ def pretrain(
 
     folder = Path(folder)
     if not files.exists(folder / "tokenizer"):
-        texts = raw.documents(settings.corpus, field=settings.text_field, where=settings.where)
+        texts = raw.documents(raw.expand(settings.corpus), field=settings.text_field, where=settings.where)
         made = vocabulary.train_tokenizer(
             itertools.islice(texts, settings.vocabulary_documents),
             size=settings.vocabulary,
@@ -209,7 +209,7 @@ def pretrain(
 
     def tokens(paths: Sequence[str], name: str) -> raw.Ids:
         where, text = settings.where, settings.text_field
-        return raw.tokenise(paths, tokenizer, folder / name, field=text, where=where)
+        return raw.tokenise(raw.expand(paths), tokenizer, folder / name, field=text, where=where)
 
     ids, held = tokens(settings.corpus, "train"), tokens(settings.validation, "validation")
     model = build(settings, tokenizer)

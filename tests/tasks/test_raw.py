@@ -38,6 +38,13 @@ def test_documents_pass_a_filter_of_patterns(tmp_path: Path, name: str) -> None:
     assert list(raw.documents([path], where={"source": ["books: *", "speeches"]})) == ["0", "2", "3"]
 
 
+def test_patterns_stand_for_sorted_files(tmp_path: Path) -> None:
+    places = [str(jsonl(tmp_path / name, [])) for name in ("b.jsonl", "a.jsonl")]
+    assert raw.expand([tmp_path / "*.jsonl", places[0]]) == [*sorted(places), places[0]]
+    with pytest.raises(DataError, match=r"no file matches '.*': check the path"):
+        raw.expand([tmp_path / "c*"])
+
+
 def test_a_txt_is_one_document(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n\ntwo", encoding="utf-8")
     assert list(raw.documents([tmp_path / "a.txt"])) == ["one\n\ntwo"]

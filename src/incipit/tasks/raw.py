@@ -11,6 +11,7 @@ Sample i of a stream is a function of (seed, i) alone, so a stream resumes from 
 from __future__ import annotations
 
 import fnmatch
+import glob
 import gzip
 import io
 import json
@@ -34,6 +35,17 @@ if TYPE_CHECKING:
     Ids: TypeAlias = NDArray[np.unsignedinteger[Any]]
 
 OBJECTIVES = ("causal", "lm_adaptation", "span_corruption")
+
+
+def expand(patterns: Sequence[files.PathLike]) -> list[str]:
+    """Paths of files; "corpus/train-*.jsonl.xz" stands for all that match, sorted; DataError when none does."""
+    found: list[str] = []
+    for pattern in map(os.fspath, patterns):
+        matches = sorted(glob.glob(pattern))
+        if not matches:
+            raise DataError(f"no file matches {pattern!r}: check the path (from the working folder)")
+        found += matches
+    return found
 
 
 def documents(
