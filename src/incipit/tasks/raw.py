@@ -38,9 +38,9 @@ OBJECTIVES = ("causal", "lm_adaptation", "span_corruption")
 
 
 def expand(patterns: Sequence[files.PathLike]) -> list[str]:
-    """Paths of files; "corpus/train-*.jsonl.xz" stands for all that match, sorted; DataError when none does."""
+    """Paths of files; "corpus/train-*.jsonl.xz" stands for all that match, sorted; DataError when none."""
     found: list[str] = []
-    for pattern in map(os.fspath, patterns):
+    for pattern in [os.fspath(p) for p in patterns]:
         matches = sorted(glob.glob(pattern))
         if not matches:
             raise DataError(f"no file matches {pattern!r}: check the path (from the working folder)")
