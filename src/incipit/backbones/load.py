@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from incipit.backbones import attend, builtin
@@ -35,51 +34,61 @@ def load(
 ) -> Backbone:
     """Load a frozen backbone.
 
-    name: a Hugging Face id, a folder written by `save_pretrained`, or "builtin:minilm", "builtin:lm", "builtin:t5".
-    dtype: float32, bfloat16, float16, float64, or "auto" (as stored; also for quantised weights). device: "cpu",
-    "cuda", "cuda:1", "mps", or "auto". Raises BackboneError with the reason when the model cannot be had or cannot
-    carry a prompt.
+    name: a Hugging Face id, a folder written by `save_pretrained`, or "builtin:minilm", "builtin:lm",
+    "builtin:t5". dtype: float32, bfloat16, float16, float64, or "auto" (as stored; also for quantised
+    weights). device: "cpu", "cuda", "cuda:1", "mps", or "auto". Raises BackboneError with the reason when the
+    model cannot be had or cannot carry a prompt.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     if dtype not in (*DTYPES, "auto"):
         raise BackboneError(f"unknown dtype {dtype!r}" + nearest(dtype, [*DTYPES, "auto"]))
-    place = builtin.locate(name) if name.startswith("builtin:") else name
+    target = _device(device)
+    place = builtin.locate(name) if name.startswith("builtin:") else _known(name)
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_code}
-    with _quiet():
+    with attend.quiet():
         try:
             config = AutoConfig.from_pretrained(place, **source)
             tokenizer = AutoTokenizer.from_pretrained(place, **source)
-            model = _model_class(config).from_pretrained(
-                place, dtype=DTYPES.get(dtype, "auto"), **attend.load_options(config), **source
+            model, info = _model_class(config).from_pretrained(
+                place,
+                dtype=DTYPES.get(dtype, "auto"),
+                output_loading_info=True,
+                **attend.load_options(config, DTYPES.get(dtype)),
+                **source,
             )
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise BackboneError(
                 f"backbone {name!r} cannot be loaded: {_first_line(error)}; {_move(name)}"
             ) from error
-    return wrap(name, _placed(model, device, name), tokenizer)
+    if absent := attend.lacking(info):
+        raise BackboneError(
+            f"the files of {name!r} lack {len(absent)} weights of a {type(model).__name__} (first: {absent[0]}), "
+            "which would be random numbers: choose a checkpoint of the whole model"
+        )
+    return wrap(name, _placed(model, target, name), tokenizer)
 
 
 def wrap(name: str, model: nn.Module, tokenizer: Any) -> Backbone:
     """A Backbone over a model and tokenizer that are loaded already."""
-    family = family_of(model.config)
     kinds: dict[str, type[Backbone]] = {
         "causal": CausalBackbone,
         "encoder-decoder": EncoderDecoderBackbone,
         "encoder": EncoderBackbone,
     }
-    backbone = kinds[family](name, model, tokenizer)
-    rows = backbone.geometry.vocab
-    if len(tokenizer) > rows:
+    kind = kinds[family_of(model.config)]
+    try:
+        return kind(name, model, tokenizer)
+    except (TypeError, ValueError, AttributeError, IndexError, NotImplementedError) as error:
         raise BackboneError(
-            f"the tokenizer of {name!r} has {len(tokenizer)} tokens, the model {rows} embeddings: "
-            "they belong to different models"
-        )
-    return backbone
+            f"backbone {name!r} ({type(model).__name__}) cannot carry a prompt: {_first_line(error)}; "
+            "choose a model that takes embeddings in place of token ids"
+        ) from error
 
 
 def family_of(config: Any) -> str:
-    """ "causal", "encoder-decoder" or "encoder", from a Hugging Face configuration; BackboneError for others."""
+    """ "causal", "encoder-decoder" or "encoder", from a Hugging Face configuration; BackboneError for
+    others."""
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_MASKED_LM_MAPPING,
@@ -109,20 +118,39 @@ def _model_class(config: Any) -> Any:
     return AutoModelForSeq2SeqLM if family == "encoder-decoder" else AutoModelForCausalLM
 
 
-def _placed(model: nn.Module, device: str, name: str) -> nn.Module:
-    if getattr(model, "is_quantized", False) or getattr(model, "hf_device_map", None):
-        return model
+def _device(device: str) -> torch.device:
+    """The device named; BackboneError for a name that torch does not know."""
     if device == "auto":
         device = (
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         )
     try:
+        return torch.device(device)
+    except RuntimeError as error:
+        known = ("cpu", "cuda", "cuda:1", "mps", "auto")
+        raise BackboneError(f"unknown device {device!r}" + nearest(device, known)) from error
+
+
+def _placed(model: nn.Module, device: torch.device, name: str) -> nn.Module:
+    if getattr(model, "is_quantized", False) or getattr(model, "hf_device_map", None):
+        return model
+    try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise BackboneError(
-            f"backbone {name!r} cannot be put on device {device!r}: {_first_line(error)}; "
+            f"backbone {name!r} cannot be put on device {str(device)!r}: {_first_line(error)}; "
             "use --set backbone.device=cpu, or a smaller dtype"
         ) from error
+
+
+def _known(name: str) -> str:
+    """The name, unless it looks like a folder that is not there: a hub would only say that the name is
+    wrong."""
+    if Path(name).is_dir() or not (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        return name
+    raise BackboneError(
+        f"there is no folder {name!r}: check the path, or give a Hugging Face id (owner/name)"
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -136,17 +164,9 @@ def _move(name: str) -> str:
     return "check the id and the network, or give a local folder; `builtin:minilm` works offline"
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading bars and advice of the model library stay off the user's screen."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+def fastest_dtype(device: str = "cpu") -> str:
+    """"bfloat16" where the hardware multiplies it fast, else "float32"."""
+    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+        return "bfloat16"
+    able = torch.cpu.get_capabilities()
+    return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
