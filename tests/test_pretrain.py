@@ -171,3 +171,14 @@ def test_words_of_the_errors(tmp_path: Path) -> None:
         small(tmp_path, "encdec")
     with pytest.raises(RecipeError, match="hidden 16 is no multiple of heads 3"):
         replace(small(tmp_path, "causal"), heads=3)
+
+
+def test_every_shipped_recipe_is_one() -> None:
+    from incipit.recipe import settings_of
+
+    found = sorted((Path(__file__).parents[1] / "studies" / "backbones").glob("*.toml"))
+    assert len(found) == 2
+    for path in found:
+        settings = settings_of(PretrainSettings, files.read_toml(path), [], str(path))
+        assert isinstance(settings, PretrainSettings) and settings.name == f"incipit-{path.stem}"
+        assert settings.fit.optim.decay == round(0.4 * settings.fit.steps)

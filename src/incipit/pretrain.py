@@ -60,6 +60,7 @@ class PretrainSettings:
     units: Mapping[str, float] = field(default_factory=dict)  # learning-rate unit by parameter name
     export_minutes: float = 10.0
     seed: int = 0
+    note: str = ""  # for the card: where the text comes from, its licence
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -303,6 +304,7 @@ def card(
             f"A small {settings.family} language model of {weights:,} weights ({shape}), trained by incipit.",
             f"It read {seen:,} tokens ({step} of {settings.fit.steps} steps); the corpus has {tokens:,}.",
             "It is a backbone for trying prompt methods offline, not a source of facts.",
+            *([settings.note] if settings.note else []),
             "",
             "## Held-out text",
             "",

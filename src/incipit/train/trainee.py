@@ -107,7 +107,7 @@ class Runner:
             raise TrainingError(f"the loss of trainee {name!r} is not finite at step {step}{rows}. {REMEDY}")
         for grad in grads:
             grad /= max(count, 1.0)
-        norm = math.sqrt(sum(float(g.double().square().sum()) for g in grads))
+        norm = float(nn.utils.get_total_norm(grads))
         if not math.isfinite(norm):
             raise TrainingError(f"the gradient of trainee {name!r} is not finite at step {step}. {REMEDY}")
         if 0 < self.settings.clip_norm < norm:
