@@ -1,4 +1,5 @@
-"""Injection: what enters the frozen model, where, and what is read where. Geometry: the shapes a model offers.
+"""Injection: what enters the frozen model, where, and what is read where. Geometry: the shapes a model
+offers.
 
 # B batch, K distinct prompts, P length, H hidden, L layers, N key/value heads, D head dim, C classes
 Data is stored once per distinct prompt; `rows` says which prompt a row of the batch reads. Positions are
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,9 +34,10 @@ class LayerShape:
 class Geometry:
     """The shapes of a backbone, all that a Prompt knows of it.
 
-    family: "causal", "encoder-decoder" or "encoder". hidden: H. vocab: V. max_length: positions, prompt included.
-    embedding_rms: root mean square of the coordinates of all token embeddings; the unit of the learning rate.
-    sites: per site the shape of every layer that can take keys and values (empty: that site takes none).
+    family: "causal", "encoder-decoder" or "encoder". hidden: H. vocab: V. max_length: positions, prompt
+    included. embedding_rms: root mean square of the coordinates of all token embeddings; the unit of the
+    learning rate. sites: per site the shape of every layer that can take keys and values; why_no_sites says
+    why there is none.
     """
 
     family: str
@@ -43,6 +46,7 @@ class Geometry:
     embedding_rms: float
     max_length: int
     sites: Mapping[str, tuple[LayerShape, ...]] = field(default_factory=dict)
+    why_no_sites: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ class Readout:
     """logits = scale * f(pooled) . vectors + bias: class scores of an encoder, per distinct prompt.
 
     vectors [K, C, H], bias [K, C], live [K, C] bool (prompts with fewer classes). f normalises when `cosine`.
-    pool: "mean" over text tokens, "first", or "mask" (the state at the mask token, through the model's own
-    masked-LM transform).
+    pool: "mean" over text tokens, "first" (the row's first slot: [CLS] where the layout puts it there), or
+    "mask" (the state at the mask token, through the model's own masked-LM transform).
     """
 
     vectors: Tensor
@@ -69,6 +73,12 @@ class Readout:
                 f"got {tuple(self.bias.shape)} and {tuple(self.live.shape)}"
             )
 
+    def to(self, device: torch.device | str) -> Readout:
+        """The same read-out on another device."""
+        return replace(
+            self, vectors=self.vectors.to(device), bias=self.bias.to(device), live=self.live.to(device)
+        )
+
     def way(self) -> tuple[str, bool, float]:
         """What must agree for readouts to share a batch."""
         return self.pool, self.cosine, self.scale
@@ -78,9 +88,9 @@ class Readout:
 class Injection:
     """What enters the frozen model.
 
-    rows [B] int64: row i reads prompt rows[i]. inputs [K, P, H]: virtual token embeddings, before the (encoder)
-    input tokens. keys, values: site -> per layer [K, N, P', D], seen before the inputs. live [K, P] and
-    key_live [K, P'] bool: which positions exist. Raises PromptError when shapes disagree.
+    rows [B] int64: row i reads prompt rows[i]. inputs [K, P, H]: virtual token embeddings, before the
+    (encoder) input tokens. keys, values: site -> per layer [K, N, P', D], seen before the inputs. live [K, P]
+    and key_live [K, P'] bool: which positions exist. Raises PromptError when shapes disagree.
     """
 
     rows: Tensor
@@ -147,6 +157,19 @@ class Injection:
     def empty(self) -> bool:
         """Whether nothing enters the model (only a readout is carried)."""
         return self.inputs is None and not self.keys
+
+    def to(self, device: torch.device | str) -> Injection:
+        """The same injection on another device; differentiable."""
+        if self.rows.device == torch.device(device):
+            return self
+
+        def moved(sites: Mapping[str, tuple[Tensor, ...]]) -> dict[str, tuple[Tensor, ...]]:
+            return {site: tuple(t.to(device) for t in layers) for site, layers in sites.items()}
+
+        names = ("rows", "inputs", "live", "key_live", "readout")
+        given = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+        there: dict[str, Any] = {n: t.to(device) for n, t in given.items()}
+        return replace(self, keys=moved(self.keys), values=moved(self.values), **there)
 
     def with_rows(self, rows: Tensor) -> Injection:
         """The same prompts, read by other rows [B]."""

@@ -13,6 +13,7 @@ __all__ = [
     "EncoderBackbone",
     "EncoderDecoderBackbone",
     "GenerateOptions",
+    "fastest_dtype",
     "load",
     "wrap",
 ]

@@ -3,8 +3,9 @@
 # B batch, K prompts, P length, T text, N key/value heads, D head dim
 Two routes for keys and values:
 - a causal model takes them as a cache (`prefix_cache`), so positions go on after the prefix;
-- an encoder, or any site of an encoder-decoder, takes them in its attention function (`injected`), where they have
-  no position. transformers 5.23: `AttentionInterface` and `AttentionMaskInterface` in modeling_utils, masking_utils.
+- an encoder, or any site of an encoder-decoder, takes them in its attention function (`injected`), where they
+  have no position. transformers 5.23: `AttentionInterface` and `AttentionMaskInterface` in modeling_utils,
+  masking_utils.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer  # 5.23: Cache(layers=[...])
+from transformers.cache_utils import Cache, DynamicLayer  # 5.23: Cache(layers=[...])
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import logging
 
 from incipit.injection import LayerShape
 
@@ -31,42 +35,53 @@ ATTENTION = "incipit"  # name under which the attention function is registered
 
 
 class SharedLayer(DynamicLayer):
-    """A cache layer that holds a prefix and stores nothing: update(k, v) = ([prefix; k], [prefix; v]), with gradient.
+    """update(k, v) = ([prefix; k], [prefix; v]), with gradient: a cache layer that stores nothing.
 
     5.23: the layer's `update`, `get_mask_sizes` and `get_seq_length` decide what attention and mask code see.
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.keys, self.values = keys, values
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.prefix = keys, values
+        self.keys, self.values = self.prefix  # where the base class looks for the length
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        keys = torch.cat([self.keys, key_states.to(self.keys.dtype)], dim=-2)
-        values = torch.cat([self.values, value_states.to(self.values.dtype)], dim=-2)
-        return keys.to(key_states.dtype), values.to(value_states.dtype)
+        keys, values = self.prefix
+        return (
+            torch.cat([keys.to(key_states.dtype), key_states], dim=-2),
+            torch.cat([values.to(value_states.dtype), value_states], dim=-2),
+        )
 
 
 def prefix_cache(
-    keys: Sequence[Tensor], values: Sequence[Tensor], rows: Tensor, *, grows: bool, repeats: int = 1
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    rows: Tensor,
+    dtype: torch.dtype,
+    *,
+    grows: bool,
+    repeats: int = 1,
 ) -> Cache:
     """Per-layer [K, N, P, D] -> a cache of B rows; one distinct prompt is expanded as a view, never copied.
 
-    grows: a growing cache for generation (its rows repeated for beams); otherwise a read-only one.
+    grows: a growing cache for generation (its rows repeated for beams); otherwise a read-only one. dtype is
+    the model's: a growing layer joins what it is given as it is.
     """
 
     def spread(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(dtype)
         if tensor.shape[0] == 1:
             return tensor.expand(rows.shape[0] * repeats, -1, -1, -1)
         return tensor[rows.repeat_interleave(repeats)]  # [B * repeats, N, P, D]
 
-    layers: list[DynamicLayer] = []
+    layers: list[Any] = []
     for key, value in zip(keys, values, strict=True):
         if grows:
             layer = DynamicLayer()
-            layer.lazy_initialization(key, value)
+            layer.lazy_initialization(key.to(dtype), value.to(dtype))
             layer.keys, layer.values = spread(key), spread(value)
         else:
             layer = SharedLayer(spread(key), spread(value))
@@ -81,17 +96,13 @@ def fresh_cache(layers: int) -> Cache:
 
 def cached(cache: Cache) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Keys and values of a cache, per layer [B, N, P, D]."""
-    return tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers)
-
-
-def full_cache(config: Any) -> Cache:
-    """The cache that the model itself would make; tells how many layers keep keys and values."""
-    return DynamicCache(config=config)
+    layers: list[Any] = cache.layers
+    return tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers)
 
 
 @dataclass
 class Entering:
-    """What the attention function adds at each module: id(module) -> (keys, values) [B, N, P, D]; live [B, P]."""
+    """What attention adds at each module: id(module) -> (keys, values) [B, N, P, D]; live [B, P]."""
 
     at: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     live: Tensor | None = None
@@ -114,23 +125,21 @@ def injected(entering: Entering) -> Iterator[Entering]:
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention over [prefix; keys]; without an `injected` block exactly the stock function."""
+    """Scaled dot-product attention over [prefix; keys]; outside an `injected` block the stock function."""
     entering = _entering.get()
     if entering is not None and entering.seen is not None:
         entering.seen.append((module, key, value))
     if entering is not None and id(module) in entering.at:
         prefix_key, prefix_value = entering.at[id(module)]
         assert entering.live is not None
-        length, heads = prefix_key.shape[2], query.shape[2]
-        if attention_mask is None:
+        length, queries, old = prefix_key.shape[2], query.shape[2], key.shape[2]
+        if attention_mask is None:  # sdpa's own causal shortcut would cut the prefix off
             causal = kwargs.get("is_causal")
             causal = getattr(module, "is_causal", False) if causal is None else causal
-            plain = torch.ones(heads, key.shape[2], dtype=torch.bool, device=key.device)
-            attention_mask = (plain.tril(key.shape[2] - heads) if causal else plain)[
-                None, None
-            ]  # [1, 1, T, S]
+            plain = torch.ones(1, 1, queries, old, dtype=torch.bool, device=key.device)
+            attention_mask = plain.tril(old - queries) if causal else plain  # [1, 1, T, S]
         attention_mask = _widened(attention_mask, entering.live)
-        key = torch.cat([prefix_key.to(key.dtype), key], dim=2)
+        key = torch.cat([prefix_key.to(key.dtype), key], dim=2)  # [B, N, P + S, D]
         value = torch.cat([prefix_value.to(value.dtype), value], dim=2)
         if kwargs.get("position_bias") is not None:
             kwargs["position_bias"] = F.pad(kwargs["position_bias"], (length, 0))  # a prefix has no position
@@ -138,7 +147,9 @@ def attention(
     slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad
     # torch 2.13: the backward of the fused kernel in bfloat16 on a CPU takes ten times that of plain products
     with sdpa_kernel(SDPBackend.MATH) if slow else nullcontext():
-        result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        result: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **kwargs
+        )
     return result
 
 
@@ -157,22 +168,39 @@ AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def use_interface(model: nn.Module) -> bool:
-    """Let the model call our attention function; False where its attention does not go through the interface."""
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Bars and advice of the model library stay off the user's screen."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
-        model.set_attn_implementation(ATTENTION)  # type: ignore[operator]  # 5.23: checks the registered names
-    except (ValueError, KeyError, ImportError, AttributeError):
-        return False
-    return True
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
-def positions_accepted(model: nn.Module) -> bool:
+def use_interface(model: Any, name: str = ATTENTION) -> str:
+    """Ask the model to call our attention function (or another); returns the name of the one before.
+
+    5.23: a model whose attention does not go through the interface only logs a warning here, so that success
+    is seen by counting calls alone (`probe_sites`).
+    """
+    before = str(model.config._attn_implementation)
+    with quiet():
+        model.set_attn_implementation(name)
+    return before
+
+
+def positions_accepted(model: Any) -> bool:
     """Whether the model's forward takes position_ids."""
     return "position_ids" in inspect.signature(model.forward).parameters
 
 
-def stateful(model: nn.Module) -> bool:
-    """Whether the model carries a recurrent state beside keys and values. 5.23: PreTrainedModel._is_stateful."""
+def stateful(model: Any) -> bool:
+    """Whether the model carries a recurrent state beside keys and values. 5.23: `_is_stateful`."""
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
     linear = {kind for kind in kinds if "linear" in kind or "mamba" in kind or "recurrent" in kind}
     return bool(getattr(model, "_is_stateful", False) or linear)
@@ -185,21 +213,33 @@ def slides(config: Any) -> bool:
     return bool(getattr(text, "sliding_window", None)) or any("sliding" in k or "chunked" in k for k in kinds)
 
 
-def load_options(config: Any) -> dict[str, Any]:
-    """Extra arguments of from_pretrained. 5.23: mixture experts run by a grouped product that refuses float64."""
-    options: dict[str, Any] = {}
-    if getattr(config.get_text_config(), "num_local_experts", None):
-        options["experts_implementation"] = "eager"
-    return options
+def per_layer_embeddings(config: Any) -> bool:
+    """Whether layers look ids up for themselves; virtual tokens have none. 5.23: Gemma 3n and 4."""
+    return bool(getattr(config.get_text_config(), "hidden_size_per_layer_input", 0))
 
 
-def head_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def load_options(config: Any, dtype: torch.dtype | None) -> dict[str, Any]:
+    """Extra arguments of from_pretrained. 5.23: experts run by a grouped product that refuses float64."""
+    text = config.get_text_config()
+    experts = getattr(text, "num_local_experts", 0) or getattr(text, "num_experts", 0)
+    return {"experts_implementation": "eager"} if experts and dtype == torch.float64 else {}
+
+
+def lacking(info: Mapping[str, Any]) -> list[str]:
+    """Weights that the files lack and that were drawn at random. 5.23: from_pretrained's loading info.
+
+    A pooler is left out: nothing here reads it, and sentence encoders are saved without.
+    """
+    return sorted(str(k) for k in info.get("missing_keys", ()) if "pooler" not in str(k))
+
+
+def head_of(model: Any) -> Callable[[Tensor], Tensor]:
     """hidden [M, H] -> logits [M, V]: the output head with what the model does to logits.
 
-    5.23: final_logit_softcapping (Gemma 2), logit_scale (Cohere), logits_scaling (Granite). The caller checks the
-    result against the model's own logits and falls back to the full forward where it differs.
+    5.23: final_logit_softcapping (Gemma 2), logit_scale (Cohere), logits_scaling (Granite). The caller checks
+    the result against the model's own logits and falls back to the full forward where it differs.
     """
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = model.get_output_embeddings()
     text = model.config.get_text_config()
     cap = getattr(text, "final_logit_softcapping", None)
     scale = getattr(text, "logit_scale", None)
@@ -219,7 +259,8 @@ def probe_sites(
 ) -> dict[str, list[tuple[nn.Module, LayerShape]]]:
     """Run the model once and list, per site, the attention modules that our function saw, in order.
 
-    `encoder` is the encoder of an encoder-decoder; a decoder module with keys of `cross_length` is cross-attention.
+    `encoder` is the encoder of an encoder-decoder; a decoder module with keys of `cross_length` is
+    cross-attention.
     """
     inside = {id(m) for m in encoder.modules()} if encoder is not None else None
     with injected(Entering(seen=[])) as entering, torch.no_grad():
@@ -245,48 +286,32 @@ def record(
     return keys, {s: [by_id[id(m)][1] for m in ms] for s, ms in modules.items()}
 
 
-def mlm_transform(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """State at the mask token -> the vector that the masked-LM output layer multiplies.
+class _BeforeOutput(TorchFunctionMode):
+    """Within the block (of this thread) the output layer hands on what it is given, in place of logits."""
 
-    5.23: the output layer is the last linear of a head module; what stands before it is run by asking the head for
-    its input to that layer.
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.linear and args[1] is self.weight:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def before_output(model: Any, **inputs: Tensor) -> Tensor:
+    """What the masked-LM output layer multiplies [B, S, H]: its logits are this . W + b.
+
+    5.23: what stands before that layer is called `cls`, `lm_head`, `head`, `vocab_transform`, ... and is run
+    by the model's own forward. The caller checks the result once against the model's own logits.
     """
-    last = model.get_output_embeddings()  # type: ignore[operator]
-    head = next((getattr(model, n) for n in ("cls", "lm_head", "lm_predictions") if hasattr(model, n)), None)
-    if head is None:
-        head = model.head  # ModernBERT: decoder(head(h))
-        return lambda states: head(states)
-
-    def before(states: Tensor) -> Tensor:
-        caught: list[Tensor] = []
-        handle = last.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
-        try:
-            head(states)
-        finally:
-            handle.remove()
-        return caught[0]
-
-    return before
+    with _BeforeOutput(model.get_output_embeddings().weight):
+        out: Tensor = model(**inputs).logits
+    return out
 
 
 def encoder_output(hidden: Tensor) -> object:
     """Encoder states in the form that `generate` accepts."""
-    from transformers.modeling_outputs import BaseModelOutput
-
     return BaseModelOutput(last_hidden_state=hidden)
-
-
-def generation_config(
-    arguments: Mapping[str, Any], *, eos: list[int] | None, pad: int, start: int | None
-) -> Any:
-    """A GenerationConfig of exactly these settings; 5.23 merges the model's own for whatever is left unset."""
-    from transformers import GenerationConfig
-
-    return GenerationConfig(
-        **arguments,
-        eos_token_id=eos,
-        pad_token_id=pad,
-        decoder_start_token_id=start,
-        forced_bos_token_id=None,
-        forced_eos_token_id=None,
-    )

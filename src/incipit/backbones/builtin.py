@@ -1,4 +1,4 @@
-"""Backbones that work offline: `builtin:minilm` from an installed package, `builtin:lm` and `builtin:t5` from ours."""
+"""Backbones that work offline: `builtin:minilm` from a package, `builtin:lm` and `builtin:t5` from ours."""
 
 from __future__ import annotations
 

@@ -7,180 +7,195 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from incipit.backbones import attend
-from incipit.backbones.base import Backbone, GenerateOptions, token_nll
-from incipit.backbones.rows import compact
+from incipit.backbones.base import Backbone, near, token_nll, widened
+from incipit.backbones.decoding import GenerateOptions
+from incipit.backbones.rows import compact, last_apart, right_aligned
 from incipit.batch import IGNORE, Batch
 from incipit.errors import BackboneError
 from incipit.injection import Injection, LayerShape
 
 
 class CausalBackbone(Backbone):
-    """A decoder-only model. `shares` says whether a prefilled prefix equals the plain concatenation here, and
-    `direct_head` whether logits can be computed at label positions alone; both are checked at load."""
+    """A decoder-only model.
+
+    shares: a prefilled prefix equals the plain concatenation here. direct_head: logits can be computed at
+    label positions alone. Both are checked at load; where one does not hold, the slow way is taken and a note
+    says so.
+    """
 
     family = "causal"
 
-    def __init__(self, name: str, model: nn.Module, tokenizer: object) -> None:
+    def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
         if attend.stateful(model):
             raise BackboneError(
-                f"{name!r} keeps a recurrent state beside keys and values (linear attention or a state-space layer): "
-                "a prompt cannot be shared there yet; choose a model with ordinary attention"
+                f"{name!r} keeps a recurrent state beside keys and values (linear attention or a state-space "
+                "layer): a prompt cannot be shared there yet; choose a model with ordinary attention"
+            )
+        if attend.per_layer_embeddings(model.config):
+            raise BackboneError(
+                f"{name!r} looks token ids up in every layer, which the rows of a prompt do not have: "
+                "choose a model with one embedding table"
             )
         super().__init__(name, model, tokenizer)
         self.body = self.model.base_model
         self.head = attend.head_of(self.model)
         self.takes_positions = attend.positions_accepted(self.body)
         self.slides = attend.slides(self.config)
-        self.direct_head = self._head_agrees()
-        self.shares = self._prefix_agrees()
+        self._check_shortcuts()
 
-    # -- forward -----------------------------------------------------------------------------------------------
+    # -- forward -------------------------------------------------------------------------------------------
 
-    def _run(self, embeds: Tensor, mask: Tensor, keys: Injection | None = None) -> Tensor:
-        """Hidden states [B, S, H] of right-padded rows; `keys` is a prefix seen before them."""
+    def _states(self, embeds: Tensor, mask: Tensor, keys: Injection | None, model: Any) -> Any:
+        """Output of `model` (body or whole) on right-padded rows [B, S, H]; `keys` is a prefix seen before
+        them."""
         arguments: dict[str, object] = {}
         if keys is not None:
             assert keys.key_live is not None
             live = keys.key_live[keys.rows]  # [B, P]
             arguments["past_key_values"] = attend.prefix_cache(
-                keys.keys["decoder"], keys.values["decoder"], keys.rows, grows=False
+                keys.keys["decoder"], keys.values["decoder"], keys.rows, self.dtype, grows=False
             )
             if self.takes_positions:
                 steps = torch.arange(embeds.shape[1], device=embeds.device)
                 arguments["position_ids"] = live.sum(dim=1, keepdim=True) + steps  # [B, S]
             mask = torch.cat([live, mask], dim=1)  # [B, P + S]
-        out = self.body(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False, **arguments)
-        hidden: Tensor = out.last_hidden_state
-        return hidden
+        return model(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False, **arguments)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden)
+    def _logits(
+        self, embeds: Tensor, mask: Tensor, keys: Injection | None, where: tuple[Tensor, ...]
+    ) -> Tensor:
+        """Logits [M, V] at the slots `where` of the rows."""
+        if self.direct_head:
+            return self.head(self._states(embeds, mask, keys, self.body).last_hidden_state[where])
+        logits: Tensor = self._states(embeds, mask, keys, self.model).logits
+        return logits[where]
+
+    def _split(self, batch: Batch, injection: Injection | None) -> tuple[Injection | None, Injection | None]:
+        """(keys and values before the rows, inputs that stay with the rows).
+
+        Inputs are prefilled where several rows share a prompt, or where keys stand before them. Where some
+        row has no text of its own, the last prompt row stays with the text: its state predicts that row's
+        first label.
+        """
+        if injection is None or injection.empty or injection.length == 0:
+            return None, None
+        if injection.inputs is None:
+            return self._aligned(injection), None
+        if not injection.keys and not (self.shares and len(batch) > injection.count):
+            return None, injection
+        if bool(batch.input_mask.any(dim=1).all()):
+            return self.prefill(injection), None
+        before, last = last_apart(injection)
+        return (self.prefill(before) if before is not None else None), last
 
     def joined(
         self, batch: Batch, injection: Injection | None
     ) -> tuple[Tensor, Tensor, Tensor, Injection | None]:
-        """(embeds [B, S, H], mask [B, S], labels [B, S], keys): rows without gaps, inputs prefilled where that pays.
+        """(embeds [B, S, H], mask [B, S], labels [B, S], keys): rows without gaps of inputs, text and target.
 
-        Where a row's first label would follow the prefix directly, the last prefix row stays with the text, so that
-        its state predicts that label.
+        Raises BackboneError for a row without a position that could predict, or one that is too long.
         """
         batch, injection = self.at(batch, injection)
-        keys = None
-        if injection is not None and injection.keys:
-            keys = injection if injection.inputs is None else None
-            if injection.inputs is not None and self._bare(batch):
-                keys = replace(injection, inputs=None, live=None)
-            elif injection.inputs is not None:
-                keys, injection = self.prefill(injection), None
-        elif (
-            injection is not None
-            and injection.inputs is not None
-            and self.shares
-            and len(batch) > injection.count
-        ):
-            if not self._bare(batch):
-                keys, injection = self.prefill(injection), None
-        prefix, live = self.gather(injection, batch.rows)
+        keys, inputs = self._split(batch, injection)
+        prefix, live = self.gather(inputs, batch.rows)
         ids = torch.cat([batch.input_ids, batch.target_ids], dim=1)
         embeds = torch.cat([prefix, self.embed(ids)], dim=1)
         mask = torch.cat([live, batch.input_mask, batch.target_mask], dim=1)
         labels = F.pad(batch.labels, (live.shape[1] + batch.input_ids.shape[1], 0), value=IGNORE)
         mask, embeds, labels = compact(mask, embeds, labels)
+        self._check_rows(mask, labels, keys)
         return embeds, mask, labels, keys
 
-    @staticmethod
-    def _bare(batch: Batch) -> bool:
-        """Whether some row has no input token before its target."""
-        return bool((~batch.input_mask.any(dim=1)).any())
+    def _check_rows(self, mask: Tensor, labels: Tensor, keys: Injection | None, new: int = 0) -> None:
+        blank = ~mask.any(dim=1)
+        if not bool(blank.any()) and labels.shape[1]:
+            blank = labels[:, 0] != IGNORE  # nothing stands before that label
+        if bool(blank.any()):
+            raise BackboneError(
+                f"row {int(blank.long().argmax())} has neither text nor input rows before its first label; "
+                "keys and values alone predict nothing: give it some text, or put constant text after {soft} "
+                "in the layout"
+            )
+        used = mask.sum(dim=1)
+        if keys is not None and keys.key_live is not None:
+            used = used + keys.key_live.sum(dim=1)[keys.rows]
+        self._check_length(int(used.max()) if used.numel() else 0, new)
 
     def loss(self, batch: Batch, injection: Injection | None) -> tuple[Tensor, Tensor]:
         embeds, mask, labels, keys = self.joined(batch, injection)
         nexts = F.pad(labels[:, 1:], (0, 1), value=IGNORE)  # [B, S], the label that position s predicts
-        keep = nexts != IGNORE
-        index = keep.nonzero()[:, 0]
-        if self.direct_head:
-            logits = self._logits(self._run(embeds, mask, keys)[keep])  # [M, V]
-        else:
-            logits = self._full_logits(embeds, mask, keys)[keep]
-        return token_nll(logits, nexts[keep], index, embeds.shape[0])
+        index, step = (nexts != IGNORE).nonzero(as_tuple=True)
+        logits = self._logits(embeds, mask, keys, (index, step))  # [M, V]
+        return token_nll(logits, nexts[index, step], index, embeds.shape[0])
 
     def next_token(self, batch: Batch, injection: Injection | None) -> Tensor:
         """log p(next token | input) [B, V] after each row's input."""
-        batch = replace(
-            batch,
-            target_ids=batch.target_ids[:, :0],
-            target_mask=batch.target_mask[:, :0],
-            labels=batch.labels[:, :0],
-        )
         with torch.no_grad():
-            embeds, mask, _, keys = self.joined(batch, injection)
-            last = mask.long().sum(dim=1) - 1
-            rows = torch.arange(len(batch), device=last.device)
-            if self.direct_head:
-                logits = self._logits(self._run(embeds, mask, keys)[rows, last])  # [B, V]
-            else:
-                logits = self._full_logits(embeds, mask, keys)[rows, last]
-            return logits.float().log_softmax(dim=-1)
+            embeds, mask, _, keys = self.joined(_untargeted(batch), injection)
+            index = torch.arange(len(batch), device=mask.device)
+            logits = self._logits(embeds, mask, keys, (index, mask.long().sum(dim=1) - 1))
+            return widened(logits).log_softmax(dim=-1)
 
-    def _full_logits(self, embeds: Tensor, mask: Tensor, keys: Injection | None) -> Tensor:
-        body, self.body = self.body, _WithLogits(self.model)
-        try:
-            return self._run(embeds, mask, keys)
-        finally:
-            self.body = body
-
-    # -- prefixes ----------------------------------------------------------------------------------------------
+    # -- prefixes ------------------------------------------------------------------------------------------
 
     def prefill(self, injection: Injection) -> Injection:
-        """inputs [K, P, H] (and keys before them) -> keys and values per layer [K, N, P' + P, D]; differentiable.
+        """inputs [K, P, H] (and keys before them) -> keys and values per layer [K, N, P' + P, D];
+        differentiable.
 
         Exact, because in a causal model no prompt position sees the text. Computed once per distinct prompt.
         """
         if injection.inputs is None:
             return injection
-        count = injection.count
-        every = torch.arange(count, device=self.device)
-        each = injection.with_rows(every)
-        inputs, live = self.gather(each, every)
-        mask, moved = compact(live, inputs)  # live rows first, padding last
-        earlier = None
+        injection = injection.to(self.device)
+        every = torch.arange(injection.count, device=self.device)
+        inputs, live = self.gather(injection, every)
+        live, inputs = compact(live, inputs)  # [K, P], live rows first, padding last
+        cache, seen = attend.fresh_cache(self.layers), live
         arguments: dict[str, object] = {}
         if injection.keys:
-            assert injection.key_live is not None
-            earlier = injection.key_live
+            earlier = self._aligned(injection)
+            assert earlier.key_live is not None
+            seen = torch.cat([earlier.key_live, live], dim=1)  # [K, P' + P]
             cache = attend.prefix_cache(
-                injection.keys["decoder"], injection.values["decoder"], every, grows=True
+                earlier.keys["decoder"], earlier.values["decoder"], every, self.dtype, grows=True
             )
             if self.takes_positions:
-                steps = torch.arange(moved.shape[1], device=self.device)
-                arguments["position_ids"] = earlier.sum(dim=1, keepdim=True) + steps
-        else:
-            cache = attend.fresh_cache(self.layers)
-        seen = mask if earlier is None else torch.cat([earlier, mask], dim=1)
+                steps = torch.arange(inputs.shape[1], device=self.device)
+                arguments["position_ids"] = earlier.key_live.sum(dim=1, keepdim=True) + steps
+        # A prompt without a live row attends to its first, dead one: a softmax over nothing would be NaN.
+        attended = seen.clone()
+        attended[:, 0] |= ~seen.any(dim=1)
         self.body(
-            inputs_embeds=moved,
-            attention_mask=seen.long(),
+            inputs_embeds=inputs,
+            attention_mask=attended.long(),
             past_key_values=cache,
             use_cache=True,
             **arguments,
         )
-        keys, values = attend.cached(cache)
-        if not bool(mask.all()):  # right-align: the dead slots go to the front
-            order = torch.argsort(seen.to(torch.uint8), dim=1, stable=True)  # [K, P' + P]
-            seen = seen.gather(1, order)
-            keys, values = (
-                tuple(t.gather(2, order[:, None, :, None].expand(-1, t.shape[1], -1, t.shape[3])) for t in ts)
-                for ts in (keys, values)
-            )
-        return Injection(
-            injection.rows, None, {"decoder": keys}, {"decoder": values}, None, seen, injection.readout
+        key_live, keys, values = right_aligned(seen, *attend.cached(cache))
+        return replace(
+            injection,
+            inputs=None,
+            live=None,
+            keys={"decoder": keys},
+            values={"decoder": values},
+            key_live=key_live,
         )
+
+    def _aligned(self, injection: Injection) -> Injection:
+        """The prefix with its dead positions in front."""
+        assert injection.key_live is not None
+        live, keys, values = right_aligned(
+            injection.key_live, injection.keys["decoder"], injection.values["decoder"]
+        )
+        return replace(injection, keys={"decoder": keys}, values={"decoder": values}, key_live=live)
 
     @property
     def layers(self) -> int:
@@ -196,112 +211,99 @@ class CausalBackbone(Backbone):
         keys, values = attend.cached(cache)
         return {"decoder": list(keys)}, {"decoder": list(values)}
 
-    # -- generation --------------------------------------------------------------------------------------------
+    # -- generation ----------------------------------------------------------------------------------------
 
     def generate(
         self, batch: Batch, injection: Injection | None, options: GenerateOptions
     ) -> list[list[int]]:
-        """New token ids per row, up to and without the end token."""
-        batch, injection = self.at(batch, injection)
-        if injection is None or not injection.keys:
-            return self._generate(batch, injection, options)
-        lengths = batch.input_mask.sum(dim=1)
-        if int(lengths.min()) == 0:
-            raise BackboneError(
-                "a prefix prompt generates after at least one text token: row "
-                f"{int(lengths.argmin())} is empty; put constant text after {{soft}} in the layout"
-            )
-        keys = self.prefill(injection)
-        if not self.slides:
-            return self._generate(batch, keys, options)
-        answers: list[list[int]] = [[] for _ in range(len(batch))]
-        for length in lengths.unique().tolist():  # windows count positions, so rows must not contain padding
-            index = (lengths == length).nonzero()[:, 0]
-            part = self._generate(batch.select(index), keys.with_rows(batch.rows[index]), options)
-            for i, ids in zip(index.tolist(), part, strict=True):
-                answers[i] = ids
+        """New token ids per row, up to and without the end token.
+
+        Raises BackboneError where prompt, text and new tokens do not fit the model's positions.
+        """
+        batch, injection = self.at(_untargeted(batch), injection)
+        with torch.no_grad():
+            keys, inputs = self._split(batch, injection)
+            prefix, live = self.gather(inputs, batch.rows)
+            embeds = torch.cat([prefix, self.embed(batch.input_ids)], dim=1)
+            mask, embeds = compact(torch.cat([live, batch.input_mask], dim=1), embeds, side="left")
+            self._check_rows(mask, batch.labels, keys, options.max_new_tokens)
+            lengths = mask.sum(dim=1)
+            if keys is None or not self.slides:
+                return self._generate(batch, embeds, mask, keys, options)
+            answers: list[list[int]] = [[] for _ in range(len(batch))]
+            for length in lengths.unique().tolist():  # windows count slots, so no padding behind a prefix
+                index = (lengths == length).nonzero()[:, 0]
+                rows = embeds[index, -length:], mask[index, -length:]
+                part = self._generate(batch.select(index), *rows, keys.with_rows(batch.rows[index]), options)
+                for i, ids in zip(index.tolist(), part, strict=True):
+                    answers[i] = ids
         return answers
 
     def _generate(
-        self, batch: Batch, injection: Injection | None, options: GenerateOptions
+        self, batch: Batch, embeds: Tensor, mask: Tensor, keys: Injection | None, options: GenerateOptions
     ) -> list[list[int]]:
-        if injection is not None and injection.keys:
-            mask, ids = compact(batch.input_mask, batch.input_ids, side="left")
-            assert injection.key_live is not None
-            live = injection.key_live[injection.rows]
-            given = {
-                "input_ids": ids,
-                "attention_mask": torch.cat([live, mask], dim=1).long(),
-                "past_key_values": attend.prefix_cache(
-                    injection.keys["decoder"],
-                    injection.values["decoder"],
-                    injection.rows,
-                    grows=True,
-                    repeats=options.beams,
-                ),
-            }
-            skip = ids.shape[1]
-        else:
-            prefix, live = self.gather(injection, batch.rows)
-            mask, embeds = compact(
-                torch.cat([live, batch.input_mask], dim=1),
-                torch.cat([prefix, self.embed(batch.input_ids)], dim=1),
-                side="left",
-            )
-            given, skip = {"inputs_embeds": embeds, "attention_mask": mask.long()}, 0
-        return self._decoded(given, options, skip)
-
-    # -- checks at load ----------------------------------------------------------------------------------------
-
-    def _head_agrees(self) -> bool:
-        """Whether head(hidden) equals the model's own logits."""
-        with torch.no_grad():
-            embeds = self._sample()
-            whole = self.model(inputs_embeds=embeds, use_cache=False).logits
-            ours = self._logits(self.body(inputs_embeds=embeds, use_cache=False).last_hidden_state)
-        return _near(whole, ours)
-
-    def _prefix_agrees(self) -> bool:
-        """Whether three prefilled positions and three more give the states of all six."""
-        embeds = self._sample()
-        mask = torch.ones(1, 3, dtype=torch.bool, device=self.device)
-        try:
-            with torch.no_grad():
-                whole = self._run(embeds, torch.cat([mask, mask], dim=1))
-                part = Injection(torch.zeros(1, dtype=torch.int64, device=self.device), inputs=embeds[:, :3])
-                keys = self.prefill(part)
-                rest = self._run(embeds[:, 3:], mask, keys)
-        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):
-            return False
-        layers = keys.keys["decoder"]
-        shapes = tuple(
-            LayerShape(k.shape[1], k.shape[3], v.shape[3])
-            for k, v in zip(layers, keys.values["decoder"], strict=True)
+        """Left-padded rows [B, S, H] after a prefix; 5.23 wants as many embeddings as the mask has slots,
+        cuts the cached ones off, and returns new ids only."""
+        if keys is None:
+            return self._decoded({"inputs_embeds": embeds, "attention_mask": mask.long()}, options, batch)
+        assert keys.key_live is not None
+        live = keys.key_live[keys.rows]  # [B, P]
+        blank = embeds.new_zeros(1, 1, 1).expand(len(batch), live.shape[1], embeds.shape[2])
+        cache = attend.prefix_cache(
+            keys.keys["decoder"],
+            keys.values["decoder"],
+            keys.rows,
+            self.dtype,
+            grows=True,
+            repeats=options.beams,
         )
-        agrees = _near(whole[:, 3:], rest)
-        if agrees:
-            self.geometry = replace(self.geometry, sites={"decoder": shapes})
-        return agrees
+        given = {
+            "inputs_embeds": torch.cat([blank, embeds], dim=1),
+            "attention_mask": torch.cat([live, mask], dim=1).long(),
+            "past_key_values": cache,
+        }
+        return self._decoded(given, options, batch)
 
-    def _sample(self) -> Tensor:
+    # -- checks at load ------------------------------------------------------------------------------------
+
+    def _check_shortcuts(self) -> None:
+        """Set `direct_head`, `shares` and the decoder site by running six positions each way."""
         ids = (self.frequent_ids(64) or [0])[-6:]
         with torch.no_grad():
-            return self.embed((ids * 6)[:6])[None]  # [1, 6, H]
+            embeds = self.embed((ids * 6)[:6])[None]  # [1, 6, H]
+            mask = torch.ones(1, 6, dtype=torch.bool, device=self.device)
+            whole = self._states(embeds, mask, None, self.model).logits
+            states = self._states(embeds, mask, None, self.body).last_hidden_state
+            self.direct_head = near(whole, self.head(states), 1e-5)
+            if not self.direct_head:
+                self.notes.append(
+                    f"logits of {self.name!r} are computed at every position, not at labels alone: "
+                    "its forward does more to them than its output layer"
+                )
+            why = ""
+            try:
+                part = Injection(torch.zeros(1, dtype=torch.int64, device=self.device), inputs=embeds[:, :3])
+                keys = self.prefill(part)
+                rest = self._states(embeds[:, 3:], mask[:, 3:], keys, self.body).last_hidden_state
+                if not near(states[:, 3:], rest, 1e-5):
+                    why = "its states after a cached prefix differ from those after the same rows as input"
+            except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+                why = f"it does not take a cached prefix ({str(error).splitlines()[0]})"
+        self.shares = not why
+        if why:
+            self.geometry = replace(self.geometry, sites={}, why_no_sites=why)
+            self.notes.append(f"the prompt is computed for every row of {self.name!r}, not once: {why}")
+            return
+        pairs = zip(keys.keys["decoder"], keys.values["decoder"], strict=True)
+        shapes = tuple(LayerShape(k.shape[1], k.shape[3], v.shape[3]) for k, v in pairs)
+        self.geometry = replace(self.geometry, sites={"decoder": shapes})
 
 
-class _WithLogits:
-    """The whole model in the place of its body: `last_hidden_state` holds logits."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __call__(self, **arguments: object) -> object:
-        out = self.model(**arguments)
-        out.last_hidden_state = out.logits
-        return out
-
-
-def _near(a: Tensor, b: Tensor) -> bool:
-    tolerance = 1e-4 if a.dtype in (torch.float32, torch.float64) else 5e-2
-    a, b = a.double(), b.double()
-    return bool((a - b).abs().max() <= tolerance * max(1.0, float(a.abs().max())))
+def _untargeted(batch: Batch) -> Batch:
+    """The batch without its targets."""
+    return replace(
+        batch,
+        target_ids=batch.target_ids[:, :0],
+        target_mask=batch.target_mask[:, :0],
+        labels=batch.labels[:, :0],
+    )

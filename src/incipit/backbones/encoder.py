@@ -1,4 +1,5 @@
-"""Bidirectional encoders (BERT family): classification by label words, by a masked-LM verbalizer, or by a head.
+"""Bidirectional encoders (BERT family): classification by label words, by a masked-LM verbalizer, or by a
+head.
 
 # B batch, K prompts, P length, T text, S joined row, H hidden, C classes, V vocabulary
 All three are logits = scale * f(pooled) . vectors + bias, with other vectors (see Readout).
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from incipit.backbones import attend
+from incipit.backbones.base import near, widened
 from incipit.backbones.rows import compact
 from incipit.backbones.sites import SiteBackbone
 from incipit.batch import Batch
@@ -28,46 +30,88 @@ class EncoderBackbone(SiteBackbone):
 
     family = "encoder"
 
-    def __init__(self, name: str, model: nn.Module, tokenizer: object) -> None:
+    def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
         super().__init__(name, model, tokenizer)
-        self.has_lm_head = self.model.get_output_embeddings() is not None
-        self.body = self.model.base_model if self.has_lm_head else self.model
+        has_head = self.model.get_output_embeddings() is not None
+        self.body = self.model.base_model if has_head else self.model
+        self.has_lm_head = has_head and self._head_agrees()
         self._find_sites(self._probe, None)
 
-    def _probe(self) -> object:
+    def _sample(self) -> dict[str, Tensor]:
         ids = torch.tensor([(self.frequent_ids(8) * 5)[:5]], device=self.device)
-        return self.body(inputs_embeds=self.embed(ids), attention_mask=torch.ones_like(ids))
+        return {"inputs_embeds": self.embed(ids), "attention_mask": torch.ones_like(ids)}
+
+    def _probe(self) -> Tensor:
+        states: Tensor = self.body(**self._sample()).last_hidden_state
+        return states
+
+    def _head_agrees(self) -> bool:
+        """Whether the masked-LM logits are (what stands before the output layer) . W + b."""
+        output = self.model.get_output_embeddings()
+        try:
+            with torch.no_grad():
+                whole = self.model(**self._sample()).logits
+                ours = output(attend.before_output(self.model, **self._sample()))
+            agrees = whole.shape == ours.shape and near(whole, ours, 1e-5)
+        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):
+            agrees = False
+        if not agrees:
+            self.notes.append(
+                f"the masked-LM head of {self.name!r} is of a kind not known here: no verbalizer; "
+                'read it out by "words" or "head"'
+            )
+        return agrees
 
     def _positions(self, text: Any) -> int:
-        offset = self.pad_id + 1 if text.model_type in _OFFSET_POSITIONS else 0
+        offset = 0
+        if text.model_type in _OFFSET_POSITIONS:  # its positions are counted from padding_idx + 1 on
+            offset = int(text.pad_token_id or 0) + 1
         return super()._positions(text) - offset
 
-    def states(self, batch: Batch, injection: Injection | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(hidden [B, S, H], mask [B, S], is_text [B, S], ids [B, S]) of [prompt; text], right-padded."""
+    def states(
+        self, batch: Batch, injection: Injection | None, transformed: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(hidden [B, S, H], mask [B, S], is_text [B, S], ids [B, S]) of [prompt; text], right-padded.
+
+        transformed: hidden states as the masked-LM output layer gets them.
+        """
         prefix, live = self.gather(injection, batch.rows)
         embeds = torch.cat([prefix, self.embed(batch.input_ids)], dim=1)
         mask = torch.cat([live, batch.input_mask], dim=1)
         is_text = torch.cat([torch.zeros_like(live), batch.input_mask], dim=1)
         ids = torch.cat([batch.input_ids.new_full(live.shape, -1), batch.input_ids], dim=1)
         mask, embeds, is_text, ids = compact(mask, embeds, is_text, ids)
+        blank = ~is_text.any(dim=1)
+        if bool(blank.any()):
+            raise BackboneError(f"row {int(blank.long().argmax())} has no text to classify: give it some")
+        self._check_length(mask.shape[1])
+        given = {"inputs_embeds": embeds, "attention_mask": mask.long()}
         with self.entering(injection):
-            out = self.body(inputs_embeds=embeds, attention_mask=mask.long())
-        return out.last_hidden_state, mask, is_text, ids
+            if transformed:
+                hidden = attend.before_output(self.model, **given)
+            else:
+                hidden = self.body(**given).last_hidden_state
+        return hidden, mask, is_text, ids
 
     def pooled(self, batch: Batch, injection: Injection | None, pool: str) -> Tensor:
-        """One vector per row [B, H]: mean over text tokens, the first text state, or the state at the mask token."""
-        hidden, _, is_text, ids = self.states(batch, injection)
+        """One vector per row [B, H]: mean over text tokens ("mean"), the state of the row's first slot
+        ("first": [CLS] where the layout puts it there), or what the output layer gets at the mask token
+        ("mask")."""
+        if pool == "mask" and not self.has_lm_head:
+            raise BackboneError(f"backbone {self.name!r} has no masked-LM head to read a mask token by")
+        hidden, _, is_text, ids = self.states(batch, injection, transformed=pool == "mask")
         if pool == "mean":
             chosen = is_text[..., None]  # [B, S, 1]
-            return (hidden * chosen).sum(dim=1) / chosen.sum(dim=1).clamp(min=1)
+            return (widened(hidden) * chosen).sum(dim=1) / chosen.sum(dim=1)
         if pool == "first":
             return hidden[:, 0]
         at_mask = ids == self.tokenizer.mask_token_id
-        if not bool(at_mask.any(dim=1).all()):
-            row = int((~at_mask.any(dim=1)).long().argmax())
-            raise BackboneError(f"row {row} holds no mask token: write {{mask}} into the task's input")
-        states = hidden[torch.arange(len(batch), device=hidden.device), at_mask.long().argmax(dim=1)]
-        return attend.mlm_transform(self.model)(states)
+        missing = ~at_mask.any(dim=1)
+        if bool(missing.any()):
+            raise BackboneError(
+                f"row {int(missing.long().argmax())} has no mask token: write {{mask}} into the task's input"
+            )
+        return hidden[torch.arange(len(batch), device=hidden.device), at_mask.long().argmax(dim=1)]
 
     def class_logits(self, batch: Batch, injection: Injection | None) -> Tensor:
         """Scores [B, C]; classes that a row's prompt does not have are -inf."""
@@ -75,29 +119,42 @@ class EncoderBackbone(SiteBackbone):
         if injection is None or injection.readout is None:
             raise BackboneError("an encoder classifies through a read-out: wrap the prompt in Reading(...)")
         readout = injection.readout
-        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        features = self.pooled(batch, injection, readout.pool).to(wide)  # [B, H]
+        if readout.vectors.shape[2] != self.geometry.hidden:
+            raise BackboneError(
+                f"the read-out has hidden size {readout.vectors.shape[2]}, backbone {self.name!r} "
+                f"{self.geometry.hidden}: use the backbone that the prompt was trained on"
+            )
+        features = widened(self.pooled(batch, injection, readout.pool))  # [B, H]
         vectors = readout.vectors.to(features)[injection.rows]  # [B, C, H]
         if readout.cosine:
             features = nn.functional.normalize(features, dim=-1)
             vectors = nn.functional.normalize(vectors, dim=-1)
-        logits = readout.scale * torch.einsum("bh,bch->bc", features, vectors) + readout.bias[injection.rows]
+        logits = readout.scale * torch.einsum("bh,bch->bc", features, vectors)
+        logits = logits + readout.bias.to(logits)[injection.rows]
         return logits.masked_fill(~readout.live[injection.rows], -torch.inf)
 
     def loss(self, batch: Batch, injection: Injection | None) -> tuple[Tensor, Tensor]:
         logits = self.class_logits(batch, injection)
         choice = batch.choice.to(logits.device)
-        if int(choice.min()) < 0:
+        if bool((choice < 0).any()):
             raise BackboneError(
                 "an encoder learns classes: this task's examples carry no class label; "
                 "use a causal or encoder-decoder backbone for free text"
+            )
+        classes = (logits != -torch.inf).sum(dim=1)
+        if bool((choice >= classes).any()):
+            row = int((choice >= classes).long().argmax())
+            raise BackboneError(
+                f"row {row} has class {int(choice[row])}, its prompt knows {int(classes[row])} classes: "
+                "use the task that the prompt was made for"
             )
         nll = nn.functional.cross_entropy(logits, choice, reduction="none")
         return nll, torch.ones_like(choice)
 
     def readout(self, words: Sequence[str], kind: str = "words") -> Readout:
-        """The read-out of a task's label words, K = 1. kind: "words" (cosine to their embedding by this model),
-        "verbalizer" (masked-LM logit of each word's first piece), "head" (a linear head, starting at zero)."""
+        """The read-out of a task's label words, K = 1. kind: "words" (cosine to their embedding by this
+        model), "verbalizer" (masked-LM logit of each word's first piece), "head" (a linear head, starting at
+        zero)."""
         classes = len(words)
         live = torch.ones(1, classes, dtype=torch.bool, device=self.device)
         bias = torch.zeros(1, classes, device=self.device)
@@ -113,7 +170,7 @@ class EncoderBackbone(SiteBackbone):
             raise BackboneError(
                 f'backbone {self.name!r} has no masked-LM head: read it out by "words" or "head"'
             )
-        pieces = [self.text_ids(w) for w in words]
+        pieces = [self.text_ids(" " + w) for w in words]  # the mask stands for a word within a text
         firsts = [p[0] for p in pieces if p]
         if len(set(firsts)) < classes:
             raise BackboneError(

@@ -63,8 +63,8 @@ def load(
             ) from error
     if absent := attend.lacking(info):
         raise BackboneError(
-            f"the files of {name!r} lack {len(absent)} weights of a {type(model).__name__} (first: {absent[0]}), "
-            "which would be random numbers: choose a checkpoint of the whole model"
+            f"the files of {name!r} lack {len(absent)} weights of a {type(model).__name__} "
+            f"(first: {absent[0]}), which would be random numbers: choose a checkpoint of the whole model"
         )
     return wrap(name, _placed(model, target, name), tokenizer)
 
@@ -165,7 +165,7 @@ def _move(name: str) -> str:
 
 
 def fastest_dtype(device: str = "cpu") -> str:
-    """"bfloat16" where the hardware multiplies it fast, else "float32"."""
+    """ "bfloat16" where the hardware multiplies it fast, else "float32"."""
     if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
         return "bfloat16"
     able = torch.cpu.get_capabilities()

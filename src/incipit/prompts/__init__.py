@@ -54,7 +54,8 @@ def build(spec: Mapping[str, Any], geometry: Geometry, embed: Embed) -> Prompt:
         if kind == "framed":
             return Framed(geometry, inner, spec["before"], spec["after"], embed)
         if kind == "reading":
-            assert inner is not None
+            if inner is None:
+                raise PromptError("the spec of a 'reading' prompt holds no inner prompt: it was damaged")
             shape = (1, spec["classes"])
             readout = Readout(
                 torch.zeros(*shape, spec["width"]),
@@ -65,7 +66,11 @@ def build(spec: Mapping[str, Any], geometry: Geometry, embed: Embed) -> Prompt:
                 spec["scale"],
             )
             return Reading(inner, readout, spec["trained"])
-        assert isinstance(inner, RowPrompt)
+        if not isinstance(inner, RowPrompt):
+            raise PromptError(
+                "a 'reparametrised' prompt wraps an 'input' or 'prefix' prompt, its spec holds "
+                f"{type(inner).__name__}: it was damaged"
+            )
         return Reparametrised(inner, spec["net"], spec["hidden"], spec["seed"])
     except KeyError as error:
         raise PromptError(

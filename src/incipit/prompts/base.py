@@ -1,8 +1,9 @@
 """Prompt: a trainable module that yields an Injection of one prompt (K = 1).
 
 # P length, W width of a row, H hidden, N key/value heads, D head dim
-A prompt is its rows [P, W] and a placement: rows that enter at the input have W = H; rows that enter as keys and
-values have W = the sum of their parts. A wrapper (Reparametrised, Framed) holds another prompt and adds one thing.
+A prompt is its rows [P, W] and a placement: rows that enter at the input have W = H; rows that enter as keys
+and values have W = the sum of their parts. A wrapper (Reparametrised, Framed) holds another prompt and adds
+one thing.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Prompt(nn.Module, ABC):
 
     @abstractmethod
     def units(self) -> dict[str, float]:
-        """Learning-rate unit per parameter name: the size of the coordinates that the parameter lives among."""
+        """Learning-rate unit per parameter name: the size of the coordinates that it lives among."""
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:

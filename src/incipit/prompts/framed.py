@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from incipit.errors import PromptError, nearest
 from incipit.injection import Geometry, Injection, Readout
-from incipit.prompts.base import Prompt, prefixed, zero_rows
+from incipit.prompts.base import Prompt, check_length, prefixed, zero_rows
 
 Embed = Callable[[Sequence[int]], Tensor]  # ids [A] -> embeddings [A, H]
 _PART = re.compile(r"\{(\w+)\}")
 
 
 def split_layout(layout: str) -> tuple[list[str], list[str]]:
-    """ "{bos}You are a router. {soft}" -> (["{bos}", "You are a router. "], []): pieces before and after {soft}.
+    """ "{bos}You are a router. {soft}" -> (["{bos}", "You are a router. "], []): before and after {soft}.
 
     Raises PromptError for an unknown name or more than one {soft}. Without {soft} all pieces stand before.
     """
@@ -44,7 +44,7 @@ def split_layout(layout: str) -> tuple[list[str], list[str]]:
 
 
 class Framed(Prompt):
-    """[A; P; C]: constant embeddings A [A, H] and C [C, H] before and after the rows of a prompt (or of none).
+    """[A; P; C]: constant embeddings A [A, H] and C [C, H] before and after a prompt's rows (or none).
 
     With an inner prompt of keys and values only C is possible: keys stand before every input.
     """
@@ -63,6 +63,8 @@ class Framed(Prompt):
         self.geometry, self.inner = geometry, inner
         self.before_ids, self.after_ids = tuple(before), tuple(after)
         self.length = (inner.length if inner is not None else 0) + len(before) + len(after)
+        if self.length:
+            check_length(self.length, geometry)
         self.register_buffer("before", _constant(embed, before, geometry), persistent=False)  # [A, H]
         self.register_buffer("after", _constant(embed, after, geometry), persistent=False)  # [C, H]
         self.before: Tensor
@@ -90,9 +92,10 @@ class Framed(Prompt):
         if self.inner is None or self.inner.bake() is self.inner:
             return self
         rows = {self.before_ids: self.before, self.after_ids: self.after}
-        return Framed(
+        baked = Framed(
             self.geometry, self.inner.bake(), self.before_ids, self.after_ids, lambda i: rows[tuple(i)]
         )
+        return baked.to(self.before.device)
 
     def units(self) -> dict[str, float]:
         return prefixed("inner", self.inner.units()) if self.inner is not None else {}
@@ -107,8 +110,8 @@ class Framed(Prompt):
 
 
 def _constant(embed: Embed, ids: Sequence[int], geometry: Geometry) -> Tensor:
-    rows = embed(ids) if ids else torch.zeros(0, geometry.hidden)
-    return rows.detach().to(torch.float32)
+    """Constant rows [A, H] in the backbone's precision, on the CPU like the parameters of a fresh prompt."""
+    return embed(ids).detach().cpu() if ids else torch.zeros(0, geometry.hidden)
 
 
 class Reading(Prompt):

@@ -14,11 +14,11 @@ from incipit.prompts.base import RowPrompt, check_length, check_rows, zero_rows
 
 
 class PrefixPrompt(RowPrompt):
-    """softmax(q [P_K; K]^T) [P_V; V]: trained keys and values [N, P, D] before those of the text, at each layer.
+    """softmax(q [P_K; K]^T) [P_V; V]: trained keys and values [N, P, D] before the text's, in each layer.
 
-    Li and Liang 2021, section 4; Liu et al. 2022 (P-tuning v2). `sites` chooses where: encoder, decoder, cross.
-    A row [W] is, over sites and layers in order, the flattened keys then values. The learning-rate unit of each
-    part is the RMS of its start, so keys and values of different layers move alike.
+    Li and Liang 2021, section 4; Liu et al. 2022 (P-tuning v2). `sites` chooses where: encoder, decoder,
+    cross. A row [W] is, over sites and layers in order, the flattened keys then values. The learning-rate
+    unit of each part is the RMS of its start, so keys and values of different layers move alike.
     """
 
     kind = "prefix"
@@ -36,10 +36,15 @@ class PrefixPrompt(RowPrompt):
         self.length = check_length(length, geometry)
         self.sites = tuple(sites) if sites is not None else tuple(geometry.sites)
         unknown = [s for s in self.sites if s not in geometry.sites]
+        if not geometry.sites:
+            why = geometry.why_no_sites or "none of its layers was found to"
+            raise PromptError(
+                f"this {geometry.family} backbone takes no keys and values: {why}; use an input prompt"
+            )
         if unknown or not self.sites:
             raise PromptError(
-                f"this {geometry.family} backbone takes keys and values at {', '.join(geometry.sites) or 'no site'}, "
-                f"not at {', '.join(map(repr, unknown)) or 'none'}: choose among its sites, or use an input prompt"
+                f"this {geometry.family} backbone takes keys and values at {', '.join(geometry.sites)}, "
+                f"not at {', '.join(map(repr, unknown)) or 'none'}: choose among them, or use an input prompt"
             )
         self._shapes: list[tuple[str, int, str, int, int]] = []  # (site, layer, part, N, D)
         for site in self.sites:
@@ -95,7 +100,8 @@ class PrefixPrompt(RowPrompt):
 
 
 def rows_of(keys: Mapping[str, Sequence[Tensor]], values: Mapping[str, Sequence[Tensor]]) -> Tensor:
-    """Keys and values of one prompt, site -> per layer [1, N, P, D] -> rows [P, W] in the order of PrefixPrompt."""
+    """Keys and values of one prompt, site -> per layer [1, N, P, D] -> rows [P, W] in the order of
+    PrefixPrompt."""
     blocks = []
     for site in keys:
         for k, v in zip(keys[site], values[site], strict=True):

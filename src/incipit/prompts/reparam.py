@@ -17,9 +17,9 @@ NETS = ("mlp", "lstm")
 class Reparametrised(Prompt):
     """P' = P0 + s * MLP(E): rows made by a network from source embeddings E [P, E], dropped after training.
 
-    "mlp": two layers with tanh, Li and Liang 2021, section 4.3. "lstm": a bidirectional LSTM, then two layers with
-    ReLU, Liu et al. 2021 (P-tuning), section 3. The last layer starts at zero, so training starts exactly at the
-    start P0 of the inner prompt (the papers start at random); s is the unit of the inner rows.
+    "mlp": two layers with tanh, Li and Liang 2021, section 4.3. "lstm": a bidirectional LSTM, then two layers
+    with ReLU, Liu et al. 2021 (P-tuning), section 3. The last layer starts at zero, so training starts
+    exactly at the start P0 of the inner prompt (the papers start at random); s is the unit of the inner rows.
     """
 
     kind = "reparametrised"
@@ -38,9 +38,10 @@ class Reparametrised(Prompt):
                 nn.LSTM(hidden, hidden // 2, bidirectional=True, batch_first=True) if net == "lstm" else None
             )
             activation = nn.Tanh() if net == "mlp" else nn.ReLU()
-            self.layers = nn.Sequential(nn.Linear(hidden, hidden), activation, nn.Linear(hidden, inner.width))
-            nn.init.zeros_(self.layers[2].weight)
-            nn.init.zeros_(self.layers[2].bias)
+            last = nn.Linear(hidden, inner.width)
+            self.layers = nn.Sequential(nn.Linear(hidden, hidden), activation, last)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def rows(self) -> Tensor:
         """The rows [P, W] that the network gives now."""

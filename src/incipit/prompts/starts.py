@@ -1,7 +1,8 @@
 """Initial values: which pieces of the vocabulary a soft row starts at.
 
-Every start but `uniform` and `given` first chooses, per row, a list of token ids ("slot"); an input prompt starts a
-row at the mean of their embeddings, a prefix prompt runs the ids through the model and starts at real activations.
+Every start but `uniform` and `given` first chooses, per row, a list of token ids ("slot"); an input prompt
+starts a row at the mean of their embeddings, a prefix prompt runs the ids through the model and starts at
+real activations.
 """
 
 from __future__ import annotations

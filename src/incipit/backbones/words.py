@@ -1,0 +1,197 @@
+"""Words: text <-> token ids, the way one tokenizer and one family want them.
+
+What the model reads is cut so that every token belongs to the input or to the target, never to both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from incipit.batch import Encoded
+from incipit.errors import BackboneError, DataError
+from incipit.injection import Geometry
+
+
+class Words:
+    """The tokenizer half of a Backbone."""
+
+    family: str
+    name: str
+    tokenizer: Any
+    geometry: Geometry
+    special: frozenset[int]
+
+    @property
+    def pad_id(self) -> int:
+        """The id written into padding; it is always masked."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """What ends a target; empty when the tokenizer has no end token."""
+        return () if self.tokenizer.eos_token_id is None else (int(self.tokenizer.eos_token_id),)
+
+    @property
+    def ending(self) -> tuple[int, ...]:
+        """What closes an input: [SEP] or </s>; nothing in a causal model, where the target follows."""
+        if self.family == "causal":
+            return ()
+        token = self.tokenizer.sep_token_id if self.family == "encoder" else self.tokenizer.eos_token_id
+        return () if token is None else (int(token),)
+
+    @property
+    def space(self) -> int:
+        """Positions for prompt, input and (causal) target; where they are unbounded, the length that the
+        tokenizer was made for; 0 for no bound."""
+        made_for = int(self.tokenizer.model_max_length)
+        return self.geometry.max_length or (made_for if made_for < 1_000_000 else 0)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of a text, without special tokens."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def pair_ids(self, before: str, after: str) -> tuple[list[int], list[int]]:
+        """Ids of two texts that stand together, cut so that each token belongs to one of them.
+
+        A space is set between them unless one is there already.
+        """
+        gap = "" if not before or before[-1].isspace() or not after or after[0].isspace() else " "
+        first, whole = self.text_ids(before), self.text_ids(before + gap + after)
+        if whole[: len(first)] == first:
+            return first, whole[len(first) :]
+        return first, self.text_ids(gap + after)
+
+    def encode(
+        self,
+        before: str,
+        after: str = "",
+        *,
+        choice: int | None = None,
+        end: bool = True,
+        room: int = 0,
+        source: str = "",
+    ) -> Encoded:
+        """Input text and target text -> ids. `end` closes the target; `room` positions are left to the
+        prompt.
+
+        A causal input that is too long loses its beginning (its end asks the question), other inputs their
+        end. Raises DataError when no input is left.
+        """
+        causal = self.family == "causal"
+        ids, target = self.pair_ids(before, after) if causal else (self.text_ids(before), [])
+        if self.family == "encoder-decoder" and after:
+            target = self.text_ids(after)
+        if end and after and self.family != "encoder":
+            target = [*target, *self.eos_ids]
+        taken = room + len(self.ending) + (len(target) if causal else 0)
+        over = len(ids) + taken - self.space
+        if self.space and over > 0:
+            if over >= len(ids):
+                raise DataError(
+                    f"{source or 'example'}: a prompt of {room} and a target of {len(target)} tokens leave "
+                    f"no room for text in {self.space} positions: shorten the prompt or the target"
+                )
+            ids = ids[over:] if causal else ids[:-over]
+        return Encoded(tuple(ids) + self.ending, tuple(target), None, choice, source)
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, str]], *, room: int = 0, source: str = ""
+    ) -> Encoded:
+        """A conversation through the tokenizer's chat template; loss on the assistant's turns only.
+
+        A turn's loss ends with its end token: what the template writes after it is the next header's. Raises
+        BackboneError without a chat template, DataError for a conversation that the template cannot cut into
+        turns.
+        """
+        self._needs_template()
+        where = source or "example"
+        if not messages or messages[0]["role"] == "assistant":
+            raise DataError(f"{where}: a conversation begins with a system or user turn: put one first")
+        marked: list[tuple[int, bool]] = []
+        for turn, message in enumerate(messages):
+            answers = message["role"] == "assistant"
+            if answers:
+                marked += [(i, False) for i in self._chat_ids(messages[:turn], True)[len(marked) :]]
+            whole = self._chat_ids(messages[: turn + 1], False)
+            if whole[: len(marked)] != [i for i, _ in marked]:
+                raise DataError(
+                    f"{where}: the chat template rewrites earlier turns, so the assistant's tokens cannot be "
+                    "told apart: split the conversation into shorter ones"
+                )
+            new = whole[len(marked) :]
+            ends = [n for n, i in enumerate(new) if i in self.eos_ids]
+            last = ends[-1] if ends else len(new) - 1
+            marked += [(i, answers and n <= last) for n, i in enumerate(new)]
+        first = next((n for n, (_, trained) in enumerate(marked) if trained), len(marked))
+        ids, rest = [i for i, _ in marked[:first]], marked[first:]
+        over = max(0, len(marked) + room - self.space) if self.space else 0
+        if over and over >= len(ids):
+            raise DataError(
+                f"{where}: {len(marked)} tokens and a prompt of {room} do not fit in {self.space} "
+                "positions: shorten the conversation"
+            )
+        return Encoded(tuple(ids[over:]), tuple(i for i, _ in rest), tuple(t for _, t in rest), None, source)
+
+    def encode_asked(
+        self, messages: Sequence[Mapping[str, str]], *, room: int = 0, source: str = ""
+    ) -> Encoded:
+        """A conversation up to where the assistant answers next, without a target; it loses its beginning."""
+        self._needs_template()
+        ids = self._chat_ids(messages, True)
+        over = max(0, len(ids) + room - self.space) if self.space else 0
+        return Encoded(tuple(ids[over:]), source=source)
+
+    def _needs_template(self) -> None:
+        if self.family != "causal" or not getattr(self.tokenizer, "chat_template", None):
+            raise BackboneError(
+                f"backbone {self.name!r} has no chat template: use a causal chat model, "
+                'or a task of kind "text"'
+            )
+
+    def _chat_ids(self, messages: Sequence[Mapping[str, str]], ask: bool) -> list[int]:
+        """Ids of the template's text; its opening token is left to the layout."""
+        text = self.tokenizer.apply_chat_template(
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=ask
+        )
+        return self.text_ids(text.removeprefix(self.tokenizer.bos_token or ""))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, without special tokens and outer white space."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
+
+    def piece(self, token: int) -> str:
+        """How one id is written in the vocabulary."""
+        return str(self.tokenizer.convert_ids_to_tokens(int(token)))
+
+    def frequent_ids(self, count: int) -> list[int]:
+        """The `count` most frequent ordinary pieces: vocabularies are written in order of frequency or
+        merging.
+
+        Special, added and unused ids are left out.
+        """
+        added = set(getattr(self.tokenizer, "added_tokens_decoder", {}))
+        chosen: list[int] = []
+        for token in range(min(len(self.tokenizer), self.geometry.vocab)):
+            if len(chosen) == count:
+                break
+            if token in self.special or token in added:
+                continue
+            if not self.piece(token).startswith(("[unused", "<extra_id", "<unused")):
+                chosen.append(token)
+        return chosen
+
+    def layout_ids(self, piece: str) -> list[int]:
+        """Ids of one part of a layout: {bos}, {eos} (nothing where the tokenizer has none), or text."""
+        if piece == "{bos}":
+            if self.family == "encoder-decoder":
+                return []
+            bos = self.tokenizer.bos_token_id
+            if self.family == "encoder" and self.tokenizer.cls_token_id is not None:
+                bos = self.tokenizer.cls_token_id
+            return [] if bos is None else [int(bos)]
+        if piece == "{eos}":
+            return list(self.eos_ids)
+        return self.text_ids(piece)
