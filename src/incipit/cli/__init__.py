@@ -1,0 +1,57 @@
+"""The command line: one file per verb, thin; every verb imports what it needs when it runs.
+
+Exit codes: 0 done, 1 an IncipitError (its message on stderr), 2 wrong usage, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+import typer
+
+from incipit.cli import demo, evaluate, export, import_, list_, predict, pretrain, show, tune
+from incipit.errors import IncipitError, Interrupted
+
+app = typer.Typer(
+    name="incipit",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help: no terminal width decides what a page or a log shows
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Soft prompts for frozen language models: learn, evaluate, use and inspect them."""
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
+    "tune": tune.tune,
+    "evaluate": evaluate.evaluate,
+    "predict": predict.predict,
+    "show": show.show,
+    "list": list_.list_,
+    "pretrain": pretrain.pretrain,
+    "import": import_.import_,
+    "export": export.export,
+}
+for name, verb in VERBS.items():
+    app.command(name)(verb)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command line and exit; `incipit` on the shell."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        app(arguments, prog_name="incipit")
+    except IncipitError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        else:
+            print(f"incipit: {error}", file=sys.stderr)
+        sys.exit(130 if isinstance(error, Interrupted) else 1)

@@ -1,0 +1,67 @@
+"""incipit evaluate: artifacts and a task -> scores."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from incipit.cli import opened, options, output
+
+
+def evaluate(
+    artifacts: options.Artifacts,
+    task: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="A built-in task, or a recipe or task file. Without it: the task of each artifact.",
+            show_default=False,
+        ),
+    ] = "",
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="Other data in the form of the artifact's own task: a file, a folder, hub:owner/name:split.",
+            show_default=False,
+        ),
+    ] = "",
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="train, validation or test.")] = "test",
+    backbone: options.BackboneName = "",
+    json: options.Json = None,
+    debug: options.Debug = False,
+) -> None:
+    """Score prompts on a split of a task."""
+    if task and data:
+        raise typer.BadParameter("--task names a whole task and --data only other data; give one of them")
+    if split not in ("train", "validation", "test"):
+        raise typer.BadParameter(f"--split {split}: is no split; write train, validation or test")
+    from incipit import evaluation, run
+
+    backbones = opened.Backbones(backbone)
+    results: list[dict[str, Any]] = []
+    for artifact in opened.artifacts(artifacts):
+        chosen = opened.task_named(task) if task else opened.own_task(artifact, data, split)
+        examples = run.examples_of(chosen, split)
+        recipe = opened.recipe_of(artifact)
+        model = backbones.of(artifact)
+        found = evaluation.evaluate(
+            model, artifact.prompt(model), examples, chosen.metrics,
+            run.decode_options(recipe) if recipe is not None else None, legality=True,
+        )  # fmt: skip
+        results.append(
+            {
+                "name": artifact.name,
+                "place": artifact.place,
+                "task": chosen.name,
+                "split": split,
+                "examples": len(examples),
+                "data": chosen.data_hash,
+                "scores": found.scores,
+            }
+        )
+    shown = ("name", "task", "split", "examples")
+    rows = [[*(one[key] for key in shown), output.scores(one["scores"])] for one in results]
+    output.table(["prompt", *shown[1:], "scores"], rows)
+    output.write(json, results)

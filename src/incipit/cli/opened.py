@@ -1,0 +1,100 @@
+"""Artifacts, their backbones and their tasks, from what a command line names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from incipit.errors import ArtifactError, DataError, nearest
+
+if TYPE_CHECKING:
+    from incipit.artifact import Artifact
+    from incipit.backbones import Backbone
+    from incipit.recipe import Recipe
+    from incipit.tasks.task import Task
+
+
+def artifacts(places: Sequence[str]) -> list[Artifact]:
+    """Read and check all; ArtifactError where two go by one name."""
+    from incipit import artifact
+
+    found = [artifact.load(place) for place in places]
+    names = [one.name for one in found]
+    for name in names:
+        if names.count(name) > 1:
+            same = " and ".join(one.place for one in found if one.name == name)
+            raise ArtifactError(f"two prompts are named {name!r}: {same}; give them in separate calls")
+    return found
+
+
+class Backbones:
+    """Loads each backbone once, on the first accelerator."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self._loaded: dict[tuple[str, str, str], Backbone] = {}
+
+    def of(self, artifact: Artifact) -> Backbone:
+        """The backbone of an artifact, or the one that was named instead."""
+        from incipit.backbones import load
+
+        settings = artifact.card.get("recipe", {}).get("backbone", {})
+        name = self.name or str(artifact.card["backbone"]["name"])
+        dtype = str(settings.get("dtype", "float32"))
+        revision = "" if self.name else str(settings.get("revision", ""))
+        key = (name, dtype, revision)
+        if key not in self._loaded:  # trust_code is never taken from a card: it would run a stranger's code
+            self._loaded[key] = load(name, dtype=dtype, device="auto", revision=revision or None)
+        return self._loaded[key]
+
+
+def recipe_of(artifact: Artifact) -> Recipe | None:
+    """The recipe that trained an artifact; None where the card holds none (a foreign prompt)."""
+    from incipit.recipe import Recipe
+
+    table: dict[str, Any] = {k: v for k, v in artifact.card.get("recipe", {}).items() if k != "seed"}
+    return Recipe.of(table, source=f"the recipe in the card of {artifact.place}") if table else None
+
+
+def task_named(name: str) -> Task:
+    """A built-in task by name, or the [task] table of a recipe file, or a file of its keys alone."""
+    from incipit import files
+    from incipit.tasks.task import Task, builtin, builtin_names
+
+    if not name.endswith(".toml"):
+        if name not in builtin_names():
+            known = nearest(name, builtin_names())
+            raise DataError(f"no built-in task {name!r}{known or '; name one, or a .toml file'}")
+        return builtin(name)
+    table = files.read_toml(name)
+    keys = table["task"] if isinstance(table.get("task"), dict) else table
+    if "builtin" in keys:
+        return builtin(str(keys["builtin"]), **{k: v for k, v in keys.items() if k != "builtin"})
+    return Task.load(keys, base=Path(name).parent)
+
+
+def own_task(artifact: Artifact, data: str = "", split: str = "test") -> Task:
+    """The task that an artifact was trained on; `data` stands in place of its splits, as `split`."""
+    from incipit.tasks.task import Task, TaskSpec
+
+    recipe = recipe_of(artifact)
+    if not data:
+        if recipe is None:
+            raise ArtifactError(
+                f"the card of {artifact.place!r} names no data; give --data FILE, or --task NAME"
+            )
+        return recipe.load_task()
+    form = artifact.task
+    spec = recipe.spec if recipe is not None else TaskSpec(
+        form.get("name") or artifact.name, form["kind"], form.get("input", ""), labels=artifact.words,
+        choices=form.get("choices", ()), metrics=form.get("metrics", ()),
+    )  # fmt: skip
+    if spec.demonstrations:
+        raise DataError(
+            f"prompt {artifact.name!r} puts {spec.demonstrations} training examples before an input, so "
+            "--data is not enough; name a task file that holds both with --task"
+        )
+    changes: dict[str, Any] = {"train": "", "validation": "", "test": "", "split": {}, "shots": 0, "limit": 0}
+    return Task.load(dataclasses.replace(spec, **(changes | {"streaming": False, split: data})))

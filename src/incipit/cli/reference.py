@@ -1,0 +1,178 @@
+"""docs/cli.md, written from the verbs and the tables of a recipe: python -m incipit.cli.reference"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from incipit import files
+from incipit.cli import VERBS, app
+from incipit.recipe import BackboneTable, DecodeTable, PromptTable, Recipe, TrainTable
+from incipit.tasks.spec import TaskSpec
+
+HEAD = """# Command line and recipes
+
+<!-- Written by `python -m incipit.cli.reference`; change the code, not this page. -->
+
+Exit codes: 0 done, 1 an error with its reason on stderr, 2 wrong usage, 130 Ctrl-C. Where the output is no
+terminal, tables are tab-separated lines.
+"""
+RECIPE = """## Recipe
+
+A TOML file. Everything has a default except the task; `--set KEY=VALUE` changes any key. All problems of a
+recipe are listed at once.
+
+```toml
+{example}```
+"""
+EXAMPLE: dict[str, Any] = {
+    "name": "mood",
+    "backbone": {"name": "builtin:minilm"},
+    "prompt": {"length": 8},
+    "task": {"builtin": "reviews"},
+    "train": {"steps": 200, "seeds": [0, 1, 2]},
+}
+TASK = """### [task]
+
+Either `builtin = "NAME"` and the keys that differ from that task, or these keys. Relative paths start at the
+folder of the recipe.
+"""
+UNSAID = {  # fields of a TaskSpec that share the text of another
+    "name": "Name of the task.",
+    "validation": "As `train`.",
+    "test": "As `train`.",
+    "demonstrations_seed": "Seed of the choice by `demonstrations`.",
+}
+
+
+def text() -> str:
+    """The whole page."""
+    assert app.registered_commands, "verbs register when incipit.cli is imported"
+    parts = [HEAD, *(_verb(name, verb) for name, verb in VERBS.items())]
+    parts.append(RECIPE.format(example=files.dump_toml(EXAMPLE)))
+    parts.append(_rows({"name": ("text", Recipe.model_fields["name"].default)}, _docs(Recipe)))
+    for name, table in _tables().items():
+        hints = typing.get_type_hints(table, include_extras=True)
+        shown = {key: (_kind(hints[key]), field.default) for key, field in table.model_fields.items()}
+        parts += [f"### [{name}]\n", _rows(shown, _docs(table))]
+    keys = {f.name: (_plain(str(f.type)), _default(f)) for f in dataclasses.fields(TaskSpec)}
+    return "\n".join([*parts, TASK, _rows(keys, UNSAID | _docs(TaskSpec))])
+
+
+def _tables() -> dict[str, type[Any]]:
+    return {"backbone": BackboneTable, "prompt": PromptTable, "train": TrainTable, "decode": DecodeTable}
+
+
+def _verb(name: str, verb: Callable[..., None]) -> str:
+    """One verb: its text, then a row for each argument and option."""
+    hints = typing.get_type_hints(verb, include_extras=True)
+    usage, rows = [f"incipit {name}"], []
+    for key, parameter in inspect.signature(verb).parameters.items():
+        kind, info = typing.get_args(hints[key])[:2]
+        many = typing.get_origin(kind) is list
+        if isinstance(info, typer.models.ArgumentInfo):
+            shown = f"{info.metavar}{'...' if many else ''}"
+            usage.append(shown)
+        else:
+            named = [d for d in (info.default, *(info.param_decls or ())) if str(d).startswith("--")]
+            shown = (
+                str(named[0]) if named else f"--{key}"
+            )  # inside Annotated the first name stands as default
+            shown += "" if kind is bool else f" {info.metavar or '|'.join(_choices(kind))}"
+            usage += [shown] if parameter.default is parameter.empty else []
+        rows.append(f"| `{_cell(shown)}` | {_cell(str(info.help))}{_given(info, parameter.default)} |")
+    usage += ["[OPTIONS]"]
+    about = inspect.cleandoc(verb.__doc__ or "")
+    table = ["| argument | |", "|---|---|", *rows]
+    return "\n".join([f"## incipit {name}\n", about, "", "```", " ".join(usage), "```", "", *table, ""])
+
+
+def _choices(kind: Any) -> list[str]:
+    return [str(m.value) for m in kind] if isinstance(kind, type) and issubclass(kind, Enum) else ["VALUE"]
+
+
+def _given(info: Any, default: Any) -> str:
+    """The default, where there is one to tell."""
+    if (
+        default is inspect.Parameter.empty
+        or default is False
+        or not info.show_default
+        or default in ("", None)
+    ):
+        return ""
+    return f" Default: `{default.value if isinstance(default, Enum) else default}`."
+
+
+def _rows(keys: Mapping[str, tuple[str, Any]], docs: Mapping[str, str]) -> str:
+    """A table of keys with what they take, their default, and the text under the field."""
+    rows = []
+    for key, (kind, default) in keys.items():
+        value = "" if default is dataclasses.MISSING else f"`{_cell(json.dumps(default, default=list))}`"
+        rows.append(
+            f"| `{key}` | {_cell(kind)} | {'' if default is None else value} | {_cell(docs.get(key, ''))} |"
+        )
+    return "\n".join(["| key | takes | default | |", "|---|---|---|---|", *rows, ""])
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
+
+
+def _docs(table: type[Any]) -> dict[str, str]:
+    """Field -> the text under it."""
+    (body,) = ast.parse(inspect.getsource(table)).body
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    key = ""
+    for node in body.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            key = node.target.id
+        elif key and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            found.setdefault(key, " ".join(str(node.value.value).split()))
+    return found
+
+
+def _kind(hint: Any) -> str:
+    """What a key takes, in words."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _kind(inner[0])
+    if origin is typing.Literal:
+        return " ".join(f'`"{word}"`' for word in inner if word) + (" or empty" if "" in inner else "")
+    if origin is tuple:
+        return f"list: {_kind(inner[0])}"
+    if origin in (types.UnionType, typing.Union):
+        return _kind(inner[0])
+    return {int: "whole number", float: "number", bool: "true, false", str: "text"}.get(hint, "table")
+
+
+def _plain(annotation: str) -> str:
+    """The annotation of a TaskSpec field in words."""
+    words = {"str": "text", "int": "whole number", "bool": "true, false", "Sequence[str]": "list: text"}
+    words |= {"Mapping[str, str]": "table", "Mapping[str, float]": "table"}
+    return " or ".join(words.get(part, part) for part in annotation.split(" | "))
+
+
+def _cell(text: str) -> str:
+    """Text inside a cell of a Markdown table."""
+    return text.replace("|", "\\|")
+
+
+def main() -> None:
+    """Write docs/cli.md below the present folder."""
+    files.atomic_write(Path("docs/cli.md"), text())
+
+
+if __name__ == "__main__":
+    main()
