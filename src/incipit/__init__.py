@@ -10,16 +10,35 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _HOME = {
+    "Artifact": "incipit.artifact",
     "ArtifactError": "incipit.errors",
     "BackboneError": "incipit.errors",
+    "Batch": "incipit.batch",
     "DataError": "incipit.errors",
+    "DecodeOptions": "incipit.evaluation",
+    "Framed": "incipit.prompts",
+    "GenerateOptions": "incipit.backbones",
+    "Geometry": "incipit.injection",
     "IncipitError": "incipit.errors",
+    "Injection": "incipit.injection",
+    "InputPrompt": "incipit.prompts",
     "InteropError": "incipit.errors",
     "Interrupted": "incipit.errors",
+    "PrefixPrompt": "incipit.prompts",
+    "PromptChoice": "incipit.assemble",
     "PromptError": "incipit.errors",
+    "Reading": "incipit.prompts",
+    "Recipe": "incipit.recipe",
     "RecipeError": "incipit.errors",
+    "Reparametrised": "incipit.prompts",
     "StorageError": "incipit.errors",
+    "Task": "incipit.tasks.task",
+    "TaskSpec": "incipit.tasks.spec",
     "TrainingError": "incipit.errors",
+    "evaluate": "incipit.evaluation",
+    "make_prompt": "incipit.assemble",
+    "predict": "incipit.decode",
+    "tune": "incipit.run",
 }
 
 __all__ = ["__version__", *_HOME]

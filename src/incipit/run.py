@@ -7,7 +7,7 @@ order, optimiser, dev score and best checkpoint; a step is one batch that mixes 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from incipit.batch import Batch, Encoded, collate
 from incipit.decode import stacked
 from incipit.encode import encode
 from incipit.errors import DataError, RecipeError
-from incipit.evaluate import DecodeOptions, evaluate
+from incipit.evaluation import DecodeOptions, evaluate
 from incipit.prompts import Prompt
 from incipit.recipe import Recipe
 from incipit.tasks.metrics import METRICS
 from incipit.tasks.task import Task
-from incipit.train import ExampleStream, FitSettings, OptimSettings, Outcome, Trainee, fit
+from incipit.tasks.example import Example
+from incipit.train import ExampleStream, FitSettings, OptimSettings, Outcome, PassStream, Stream, Trainee, fit
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def text_form(task: Task) -> dict[str, Any]:
     spec = task.spec
     return {
         "name": task.name, "kind": task.kind, "input": spec.input, "description": spec.description,
-        "words": list(task.labels), "metrics": list(task.metrics), "choices": list(spec.choices),
+        "words": list(task.labels), "metrics": list(task.metrics), "choices": spec.choices if isinstance(spec.choices, str) else list(spec.choices),
     }
 
 
@@ -182,7 +183,7 @@ def _member(recipe: Recipe, seed: int, backbone: Backbone) -> _Member:
     name = recipe.name if len(recipe.train.seeds) == 1 else f"{recipe.name}-s{seed}"
     room = prompt.length if prompt is not None else 0
 
-    def ready(example: Any) -> Encoded:
+    def ready(example: Example) -> Encoded:
         return encode(backbone, example, room=room)
 
     validation = task.validation
@@ -209,10 +210,17 @@ def _member(recipe: Recipe, seed: int, backbone: Backbone) -> _Member:
             if p.requires_grad and n.rsplit(".", 1)[-1] in ("vectors", "bias") and isinstance(backbone, EncoderBackbone)
             and not n.startswith("0.") and "inner" not in n}
     trainee = Trainee(
-        name=name, module=module, stream=ExampleStream(task.train, ready, seed=seed),
+        name=name, module=module, stream=_stream(task, ready, seed),
         evaluate=judge if len(chosen) else None, units=units | head, lr=rate,
     )
     return _Member(recipe, seed, name, task, prompt, trainee)
+
+
+def _stream(task: Task, ready: Callable[[Example], Encoded], seed: int) -> Stream:
+    """The task's training rows, in memory or as they come."""
+    if task.spec.streaming:
+        return PassStream(lambda turn: task.stream(seed, turn), ready)
+    return ExampleStream(task.train, ready, seed=seed)
 
 
 def _settings(member: _Member, show: bool) -> FitSettings:

@@ -30,9 +30,10 @@ LAYERS = {
     "transfer": 4,
     "interop": 4,  # run.py starts prompts from foreign files
     "recipe": 5,
-    "evaluate": 5,
+    "baselines": 6,
+    "evaluation": 5,
     "run": 6,
-    "demo": 6,
+    "demo": 7,  # composes runs and baselines
     "pretrain": 6,
     "serve": 7,
     "study": 7,

@@ -2,7 +2,7 @@
 
 from incipit.train.loop import fit
 from incipit.train.optim import OptimSettings
-from incipit.train.stream import ExampleStream, Stream
+from incipit.train.stream import ExampleStream, PassStream, Stream
 from incipit.train.trainee import FitSettings, Outcome, Trainee
 
-__all__ = ["ExampleStream", "FitSettings", "OptimSettings", "Outcome", "Stream", "Trainee", "fit"]
+__all__ = ["ExampleStream", "FitSettings", "OptimSettings", "Outcome", "PassStream", "Stream", "Trainee", "fit"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -69,3 +69,41 @@ class ExampleStream(Generic[Record]):
                 f"{len(self.examples)}: restore the data, or start a new run"
             )
         self.position = int(state["position"])
+
+
+class PassStream(Generic[Record]):
+    """Examples of data that is never held whole: pass after pass of `read(pass number)`, which fixes the order.
+
+    Restoring reads the present pass again up to the saved position.
+    """
+
+    def __init__(self, read: Callable[[int], Iterator[Record]], encode: Callable[[Record], Encoded]) -> None:
+        self.read, self.encode = read, encode
+        self.turn, self.position = 0, 0
+        self._open: Iterator[Record] | None = None
+
+    def next(self, count: int) -> list[Encoded]:
+        """The next `count` rows."""
+        return [self.encode(self._record()) for _ in range(count)]
+
+    def _record(self) -> Record:
+        for _ in range(2):  # the end of one pass, then the first record of the next
+            if self._open is None:
+                self._open, self.position = self.read(self.turn), 0
+            for record in self._open:
+                self.position += 1
+                return record
+            self._open, self.turn = None, self.turn + 1
+        raise DataError("the training stream holds no examples: check the task's source and its filter")
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs."""
+        return {"turn": self.turn, "position": self.position}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.turn, self._open = int(state["turn"]), self.read(int(state["turn"]))
+        self.position = 0
+        for _ in range(int(state["position"])):
+            next(self._open)
+            self.position += 1
