@@ -69,8 +69,10 @@ class Artifact:
         wrong = [n for n in own if n not in self.tensors or self.tensors[n].shape != own[n].shape]
         wrong += [n for n in self.tensors if n not in own]
         if wrong:
-            raise ArtifactError(f"{self.place}: tensors {', '.join(sorted(wrong))} do not fit the card: "
-                                "the folder was mixed up or edited; copy it again from its source")
+            raise ArtifactError(
+                f"{self.place}: tensors {', '.join(sorted(wrong))} do not fit the card: "
+                "the folder was mixed up or edited; copy it again from its source"
+            )
         prompt.load_state_dict(dict(self.tensors))
         return prompt.to(backbone.device).eval()
 
@@ -111,8 +113,12 @@ def save(
         "prompt": baked.spec(),
         "parameters": sum(t.numel() for t in tensors.values()),
         "tensors": {n: files.sha256_tensor(t) for n, t in tensors.items()},
-        "backbone": {"name": backbone.name, "family": backbone.family, "hidden": backbone.geometry.hidden,
-                     "fingerprint": backbone.fingerprint},
+        "backbone": {
+            "name": backbone.name,
+            "family": backbone.family,
+            "hidden": backbone.geometry.hidden,
+            "fingerprint": backbone.fingerprint,
+        },
         "task": dict(task),
         "recipe": dict(recipe or {}),
         "scores": dict(scores or {}),
@@ -143,14 +149,18 @@ def load(place: files.PathLike) -> Artifact:
         folder = files.fetch_folder(place, Path(scratch) / "artifact")
         missing = [n for n in (CARD, TENSORS) if not files.exists(folder / n)]
         if missing:
-            raise ArtifactError(f"{str(place)!r} is no prompt artifact: {' and '.join(missing)} not found there; "
-                                "give a folder that `incipit tune` wrote")
+            raise ArtifactError(
+                f"{str(place)!r} is no prompt artifact: {' and '.join(missing)} not found there; "
+                "give a folder that `incipit tune` wrote"
+            )
         card = read_card(folder / CARD, str(place))
         tensors, _ = files.load_tensors(folder / TENSORS)
     for name, digest in card["tensors"].items():
         if name not in tensors or files.sha256_tensor(tensors[name]) != digest:
-            raise ArtifactError(f"{str(place)!r}: tensor {name!r} does not have the hash that the card names: "
-                                "the file was damaged or changed; copy it again from its source")
+            raise ArtifactError(
+                f"{str(place)!r}: tensor {name!r} does not have the hash that the card names: "
+                "the file was damaged or changed; copy it again from its source"
+            )
     _finite(tensors, str(place))
     return Artifact(str(place), card, tensors)
 
@@ -164,8 +174,10 @@ def read_card(path: files.PathLike, place: str) -> dict[str, Any]:
     if not isinstance(card, dict) or not isinstance(card.get("schema"), int):
         raise ArtifactError(f"{place!r}: card.json names no schema; it is no prompt artifact")
     if card["schema"] > SCHEMA:
-        raise ArtifactError(f"{place!r} was written by a newer incipit (schema {card['schema']}, known: {SCHEMA}): "
-                            "upgrade with pip install -U incipit")
+        raise ArtifactError(
+            f"{place!r} was written by a newer incipit (schema {card['schema']}, known: {SCHEMA}): "
+            "upgrade with pip install -U incipit"
+        )
     lacking = [k for k in ("name", "prompt", "tensors", "backbone", "task") if k not in card]
     if lacking:
         raise ArtifactError(f"{place!r}: card.json lacks {', '.join(lacking)}: restore it from its source")
@@ -175,19 +187,36 @@ def read_card(path: files.PathLike, place: str) -> dict[str, Any]:
 def _finite(tensors: Mapping[str, Tensor], where: str) -> None:
     bad = [n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
     if bad:
-        raise ArtifactError(f"{where!r}: tensor {bad[0]!r} holds NaN or infinite numbers: the training diverged or the "
-                            "file is damaged; train again with a smaller lr, or copy it again")
+        raise ArtifactError(
+            f"{where!r}: tensor {bad[0]!r} holds NaN or infinite numbers: the training diverged or the "
+            "file is damaged; train again with a smaller lr, or copy it again"
+        )
 
 
 def model_card(card: Mapping[str, Any]) -> str:
     """The README.md of an artifact, in the form that model hubs show."""
     base, task, scores = card["backbone"], card["task"], card["scores"]
-    head = ["---", "library_name: incipit", f"base_model: {json.dumps(base['name'])}", "tags: [soft-prompt]", "---", ""]
-    body = [f"# {card['name']}", "", f"A soft prompt of {card['parameters']:,} numbers for the frozen model "
-            f"`{base['name']}` (hidden size {base['hidden']})."]
+    head = [
+        "---",
+        "library_name: incipit",
+        f"base_model: {json.dumps(base['name'])}",
+        "tags: [soft-prompt]",
+        "---",
+        "",
+    ]
+    body = [
+        f"# {card['name']}",
+        "",
+        f"A soft prompt of {card['parameters']:,} numbers for the frozen model "
+        f"`{base['name']}` (hidden size {base['hidden']}).",
+    ]
     if task.get("description"):
         body += ["", str(task["description"])]
-    body += ["", f"- task: {task.get('name', '')} ({task.get('kind', '')})", f"- input: `{task.get('input', '')}`"]
+    body += [
+        "",
+        f"- task: {task.get('name', '')} ({task.get('kind', '')})",
+        f"- input: `{task.get('input', '')}`",
+    ]
     if task.get("words"):
         body.append(f"- label words: {', '.join(task['words'])}")
     for split, values in scores.items():

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from incipit.backbones import Backbone, EncoderBackbone
 from incipit.errors import PromptError, nearest
-from incipit.prompts import Framed, InputPrompt, PrefixPrompt, Prompt, Reading, Reparametrised, RowPrompt, split_layout
+from incipit.prompts import (
+    Framed,
+    InputPrompt,
+    PrefixPrompt,
+    Prompt,
+    Reading,
+    Reparametrised,
+    RowPrompt,
+    split_layout,
+)
 from incipit.prompts.prefix import rows_of
 from incipit.prompts.starts import STARTS, Slots, labelled, sampled, uniform, worded
 
@@ -43,21 +52,26 @@ class PromptChoice:
     readout: str = "words"
 
 
-def make_prompt(choice: PromptChoice, backbone: Backbone, words: Sequence[str] = (), seed: int = 0) -> Prompt | None:
+def make_prompt(
+    choice: PromptChoice, backbone: Backbone, words: Sequence[str] = (), seed: int = 0
+) -> Prompt | None:
     """A prompt at its start, on the backbone's device; None where nothing at all would enter the model.
 
     Raises PromptError for what does not fit: unknown kind or start, more labels than rows, a text that is missing.
     """
     if choice.kind not in KINDS:
         raise PromptError(f"unknown prompt kind {choice.kind!r}" + nearest(choice.kind, KINDS))
-    inner = None if choice.kind == "none" else _started(choice, backbone, words, seed)
-    if inner is not None and choice.reparametrise:
-        inner = Reparametrised(inner, choice.reparametrise, choice.hidden, seed)
+    rows = None if choice.kind == "none" else _started(choice, backbone, words, seed)
+    inner: Prompt | None = rows
+    if rows is not None and choice.reparametrise:
+        inner = Reparametrised(rows, choice.reparametrise, choice.hidden, seed)
     prompt = framed(inner, backbone, choice.layout or default_layout(choice.kind, backbone))
     if isinstance(backbone, EncoderBackbone):
         if not words:
-            raise PromptError(f"backbone {backbone.name!r} is an encoder and classifies: this task has no label words; "
-                              "use a causal or encoder-decoder backbone")
+            raise PromptError(
+                f"backbone {backbone.name!r} is an encoder and classifies: this task has no label words; "
+                "use a causal or encoder-decoder backbone"
+            )
         if prompt is None:
             raise PromptError("an encoder needs at least its first token: write {bos} into the layout")
         prompt = Reading(prompt, backbone.readout(words, choice.readout), trained=choice.readout == "head")
@@ -85,8 +99,10 @@ def _started(choice: PromptChoice, backbone: Backbone, words: Sequence[str], see
     if choice.start not in STARTS:
         raise PromptError(f"unknown start {choice.start!r}" + nearest(choice.start, STARTS))
     if choice.kind == "prefix" and not geometry.sites:
-        raise PromptError(f"backbone {backbone.name!r} takes no keys and values: its attention does not go through the "
-                          "attention interface; use prompt.kind = \"input\"")
+        raise PromptError(
+            f"backbone {backbone.name!r} takes no keys and values: its attention does not go through the "
+            'attention interface; use prompt.kind = "input"'
+        )
     prompt: RowPrompt
     if choice.kind == "prefix":
         prompt = PrefixPrompt(geometry, length, choice.sites or None)
@@ -94,7 +110,9 @@ def _started(choice: PromptChoice, backbone: Backbone, words: Sequence[str], see
         prompt = InputPrompt(geometry, length)
     if choice.start == "given":
         if choice.given is None:
-            raise PromptError("the start 'given' needs prompt.source: an artifact folder, an .npy file or a PEFT adapter")
+            raise PromptError(
+                "the start 'given' needs prompt.source: an artifact folder, an .npy file or a PEFT adapter"
+            )
         rows = choice.given(backbone)
     elif choice.start == "uniform" and choice.kind == "input":
         rows = uniform(length, prompt.width, geometry.embedding_rms, seed)
@@ -111,7 +129,9 @@ def _prefix(choice: PromptChoice, backbone: Backbone, rows: Tensor, seed: int) -
     prompt = PrefixPrompt(backbone.geometry, choice.length, choice.sites or None, rows=rows.float().cpu())
     if choice.start == "uniform":
         noise = uniform(choice.length, prompt.width, 1.0, seed)
-        scales = torch.cat([torch.full((p.shape[1],), s) for p, s in zip(prompt.parts, prompt.scales, strict=True)])
+        scales = torch.cat(
+            [torch.full((p.shape[1],), s) for p, s in zip(prompt.parts, prompt.scales, strict=True)]
+        )
         prompt.set_rows(noise * scales)
     return prompt
 
@@ -120,7 +140,11 @@ def _slots(choice: PromptChoice, backbone: Backbone, words: Sequence[str], seed:
     """Per row the ids it starts at."""
     rest = sampled(backbone.frequent_ids(choice.vocabulary), choice.length, seed)
     if choice.start == "label":
-        return labelled([backbone.pair_ids(" ", w)[1] or backbone.text_ids(w) for w in words], rest) if words else rest
+        return (
+            labelled([backbone.pair_ids(" ", w)[1] or backbone.text_ids(w) for w in words], rest)
+            if words
+            else rest
+        )
     if choice.start == "text":
         return worded(backbone.text_ids(choice.text), rest)
     return rest

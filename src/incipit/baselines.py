@@ -42,7 +42,12 @@ def nearest_class_mean(
 
 
 def demonstrated(
-    backbone: Backbone, prompt: Prompt | None, task: Task, shots: int, seed: int, options: DecodeOptions,
+    backbone: Backbone,
+    prompt: Prompt | None,
+    task: Task,
+    shots: int,
+    seed: int,
+    options: DecodeOptions,
     split: str = "test",
 ) -> dict[str, float]:
     """Few-shot prompt design: `shots` worked training examples before each input, no training (Brown et al. 2020)."""
@@ -50,7 +55,9 @@ def demonstrated(
     return evaluate(backbone, prompt, few.examples(split), task.metrics, options).scores
 
 
-def _vectors(backbone: EncoderBackbone, prompt: Prompt, examples: Sequence[Example], batch: int = 64) -> Tensor:
+def _vectors(
+    backbone: EncoderBackbone, prompt: Prompt, examples: Sequence[Example], batch: int = 64
+) -> Tensor:
     """Normalised mean states [M, H] of the examples' inputs."""
     found = []
     with torch.no_grad():

@@ -25,7 +25,10 @@ from incipit.run import Tuned, tune
 from incipit.tasks.task import Task, builtin, builtin_names
 
 ENCODER, GENERATIVE = "builtin:minilm", "builtin:lm"
-SHOTS = {"encoder": 16, "generative": 4}  # per class for the class means; demonstrations that fit the small context
+SHOTS = {
+    "encoder": 16,
+    "generative": 4,
+}  # per class for the class means; demonstrations that fit the small context
 TUNED_WHOLE = "questions"  # the task whose model tuning is shown for comparison
 STEPS = {"encoder": 100, "generative": 300, "model": 60}
 OPTIONS = DecodeOptions(batch=64, generate=GenerateOptions(max_new_tokens=12))
@@ -63,9 +66,16 @@ class Report:
 
     def table(self) -> dict[str, Any]:
         """{"backbone", "seconds", "tasks": {NAME: {...}}, "mixed_batch_equal"}."""
-        tasks = {r.task: {k: v for k, v in vars(r).items() if k != "task" and v is not None} for r in self.rows}
-        return {"backbone": self.backbone, "seconds": round(self.seconds, 1), "seeds": self.seeds, "tasks": tasks,
-                "mixed_batch_equal": self.mixed_batch_equal}
+        tasks = {
+            r.task: {k: v for k, v in vars(r).items() if k != "task" and v is not None} for r in self.rows
+        }
+        return {
+            "backbone": self.backbone,
+            "seconds": round(self.seconds, 1),
+            "seeds": self.seeds,
+            "tasks": tasks,
+            "mixed_batch_equal": self.mixed_batch_equal,
+        }
 
 
 def run(
@@ -87,7 +97,9 @@ def run(
             members = [t for t in members if t.labels]
         say(f"{name}: {model.parameters / 1e6:.1f}M frozen parameters, {len(members)} task(s)")
         rows = {t.name: _baselines(model, name, t, seeds) for t in members}
-        tuned = _prompts(model, name, members, place / name.replace(":", "-").replace("/", "-"), seeds, overwrite, say)
+        tuned = _prompts(
+            model, name, members, place / name.replace(":", "-").replace("/", "-"), seeds, overwrite, say
+        )
         for task in members:
             mine = [t for t in tuned if t.record["settings"]["name"] == task.name]
             rows[task.name].prompt_tuning = mean(next(iter(t.scores["test"].values())) for t in mine)
@@ -109,17 +121,30 @@ def recipe(name: str, backbone: Backbone, seeds: int, method: str = "prompt") ->
     """The demo's recipe for one built-in task on one backbone."""
     encoder = isinstance(backbone, EncoderBackbone)
     steps = STEPS["model" if method == "model" else "encoder" if encoder else "generative"]
-    whole = {"method": "model", "lr": 0.01, "precision": "bfloat16" if fastest_dtype() == "bfloat16" else "float32"}
+    whole = {
+        "method": "model",
+        "lr": 0.01,
+        "precision": "bfloat16" if fastest_dtype() == "bfloat16" else "float32",
+    }
     rates = whole if method == "model" else {"lr": 0.2 if encoder else 0.1}
-    return Recipe.of({
-        "name": name,
-        "backbone": {"name": backbone.name, "dtype": "float32" if method == "model" else fastest_dtype()},
-        "prompt": {"kind": "none"} if method == "model" else {"length": 20},
-        "task": {"builtin": name},
-        "train": {"steps": steps, "batch": 16, "micro_batch": 32, "schedule": "linear", "eval_every": steps // 4,
-                  "seeds": list(range(seeds)), **rates},
-        "decode": {"max_new_tokens": OPTIONS.generate.max_new_tokens},
-    })
+    return Recipe.of(
+        {
+            "name": name,
+            "backbone": {"name": backbone.name, "dtype": "float32" if method == "model" else fastest_dtype()},
+            "prompt": {"kind": "none"} if method == "model" else {"length": 20},
+            "task": {"builtin": name},
+            "train": {
+                "steps": steps,
+                "batch": 16,
+                "micro_batch": 32,
+                "schedule": "linear",
+                "eval_every": steps // 4,
+                "seeds": list(range(seeds)),
+                **rates,
+            },
+            "decode": {"max_new_tokens": OPTIONS.generate.max_new_tokens},
+        }
+    )
 
 
 def _baselines(model: Backbone, name: str, task: Task, seeds: int) -> Row:
@@ -135,12 +160,20 @@ def _baselines(model: Backbone, name: str, task: Task, seeds: int) -> Row:
             scores = demonstrated(model, bare, task, SHOTS["generative"], seed, OPTIONS)
         few.append(next(iter(scores.values())))
     size = model.parameters * 4
-    return Row(task.name, name, task.metrics[0], majority=task.majority("test"), zero_shot=next(iter(zero.values())),
-               few_shot=mean(few), model_bytes=size)
+    return Row(
+        task.name,
+        name,
+        task.metrics[0],
+        majority=task.majority("test"),
+        zero_shot=next(iter(zero.values())),
+        few_shot=mean(few),
+        model_bytes=size,
+    )
 
 
-def _prompts(model: Backbone, name: str, tasks: Sequence[Task], folder: Path, seeds: int, overwrite: bool, say: Say
-             ) -> list[Tuned]:
+def _prompts(
+    model: Backbone, name: str, tasks: Sequence[Task], folder: Path, seeds: int, overwrite: bool, say: Say
+) -> list[Tuned]:
     recipes = [recipe(t.name, model, seeds) for t in tasks]
     say(f"{name}: tuning {len(recipes) * seeds} prompt(s) of 20 rows at once, {recipes[0].train.steps} steps")
     return tune(recipes, folder, overwrite=overwrite, backbone=model)
@@ -149,7 +182,9 @@ def _prompts(model: Backbone, name: str, tasks: Sequence[Task], folder: Path, se
 def _whole(name: str, task: str, folder: Path, overwrite: bool) -> float:
     """Model tuning of a fresh copy of the backbone; its test score."""
     fresh = load(name, dtype="float32", device="auto")
-    done = tune([recipe(task, fresh, 1, "model")], folder / "model-tuning", overwrite=overwrite, backbone=fresh)
+    done = tune(
+        [recipe(task, fresh, 1, "model")], folder / "model-tuning", overwrite=overwrite, backbone=fresh
+    )
     return float(next(iter(done[0].scores["test"].values())))
 
 
@@ -158,7 +193,9 @@ def _mix(model: Backbone, tasks: Sequence[Task], tuned: Sequence[Tuned], report:
     prompts: list[Prompt] = [artifact.load(t.place).prompt(model) for t in tuned]
     examples = [(k, e) for k, task in enumerate(tasks) for e in task.test[:3]]
     examples = examples[::2] + examples[1::2]  # interleaved, so that neighbours differ
-    together = predict(model, prompts, [e for _, e in examples], [k for k, _ in examples], options=OPTIONS.generate)
+    together = predict(
+        model, prompts, [e for _, e in examples], [k for k, _ in examples], options=OPTIONS.generate
+    )
     equal = True
     for (k, example), answer in zip(examples, together, strict=True):
         alone = predict(model, [prompts[k]], [example], options=OPTIONS.generate)[0]

@@ -17,9 +17,13 @@ def encode(backbone: Backbone, example: Example, *, room: int = 0, end: bool = T
     )
 
 
-def question(backbone: Backbone, example: Example, *, room: int = 0, answer: str = "", end: bool = False) -> Encoded:
+def question(
+    backbone: Backbone, example: Example, *, room: int = 0, answer: str = "", end: bool = False
+) -> Encoded:
     """The example without its own target: what is asked, and one candidate answer to score (or none)."""
     if example.messages:
         messages = [{"role": m.role, "content": m.content} for m in example.messages[:-1]]
         return backbone.encode_asked(messages, room=room, source=example.source)
-    return backbone.encode(example.input, answer, choice=example.choice, end=end, room=room, source=example.source)
+    return backbone.encode(
+        example.input, answer, choice=example.choice, end=end, room=room, source=example.source
+    )

@@ -35,7 +35,8 @@ def provenance() -> dict[str, Any]:
     return {
         "commit": _git(source, "rev-parse", "HEAD"),
         "dirty": bool(_git(source, "status", "--porcelain", "--untracked-files=no")),
-        "versions": files.package_versions("incipit", "torch", "transformers", "peft") | {"python": platform.python_version()},
+        "versions": files.package_versions("incipit", "torch", "transformers", "peft")
+        | {"python": platform.python_version()},
         "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "system": platform.system()},
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -57,7 +58,9 @@ def read(path: files.PathLike) -> list[dict[str, Any]]:
 def _git(folder: Path, *arguments: str) -> str:
     """What git says; "" outside a repository or without git."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()

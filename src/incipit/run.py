@@ -112,9 +112,17 @@ def prompt_choice(recipe: Recipe) -> PromptChoice:
         return rows_of(p.source, backbone)
 
     return PromptChoice(
-        kind=p.kind, length=p.length, start=p.start, text=p.text, given=given if p.start == "given" else None,
-        layout=p.layout, sites=tuple(p.sites), reparametrise=p.reparametrise, hidden=p.hidden,
-        vocabulary=p.vocabulary, readout=p.readout,
+        kind=p.kind,
+        length=p.length,
+        start=p.start,
+        text=p.text,
+        given=given if p.start == "given" else None,
+        layout=p.layout,
+        sites=tuple(p.sites),
+        reparametrise=p.reparametrise,
+        hidden=p.hidden,
+        vocabulary=p.vocabulary,
+        readout=p.readout,
     )
 
 
@@ -129,8 +137,13 @@ def text_form(task: Task) -> dict[str, Any]:
     """What an artifact keeps of its task, enough to answer new inputs."""
     spec = task.spec
     return {
-        "name": task.name, "kind": task.kind, "input": spec.input, "description": spec.description,
-        "words": list(task.labels), "metrics": list(task.metrics), "choices": spec.choices if isinstance(spec.choices, str) else list(spec.choices),
+        "name": task.name,
+        "kind": task.kind,
+        "input": spec.input,
+        "description": spec.description,
+        "words": list(task.labels),
+        "metrics": list(task.metrics),
+        "choices": spec.choices if isinstance(spec.choices, str) else list(spec.choices),
     }
 
 
@@ -159,19 +172,29 @@ def _tune_bundle(
         return collate(encoded, rows, pad_id=backbone.pad_id)
 
     settings = _settings(members[0], show)
-    identity = {"backbone": backbone.fingerprint, "recipes": [_same(r) for r in recipes],
-                "data": {m.name: m.task.data_hash for m in members}}
-    outcomes = fit([m.trainee for m in members], objective, settings, folder, together, identity=identity,
-                   resume=resume)
+    identity = {
+        "backbone": backbone.fingerprint,
+        "recipes": [_same(r) for r in recipes],
+        "data": {m.name: m.task.data_hash for m in members},
+    }
+    outcomes = fit(
+        [m.trainee for m in members], objective, settings, folder, together, identity=identity, resume=resume
+    )
     seconds = time.monotonic() - started
-    return [_finish(m, o, backbone, folder, seconds / len(members)) for m, o in zip(members, outcomes, strict=True)]
+    return [
+        _finish(m, o, backbone, folder, seconds / len(members))
+        for m, o in zip(members, outcomes, strict=True)
+    ]
 
 
 def _same(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe must not change when its run is resumed."""
     table = recipe.table()
-    train = {k: v for k, v in table["train"].items() if k not in ("micro_batch", "save_every", "save_minutes",
-                                                                  "tensorboard")}
+    train = {
+        k: v
+        for k, v in table["train"].items()
+        if k not in ("micro_batch", "save_every", "save_minutes", "tensorboard")
+    }
     return {**table, "train": train}
 
 
@@ -201,17 +224,29 @@ def _member(recipe: Recipe, seed: int, backbone: Backbone) -> _Member:
         module = nn.ModuleList([backbone.model, *([prompt] if prompt is not None else [])])
     else:
         if prompt is None:
-            raise RecipeError("train.method = \"prompt\" with prompt.kind = \"none\" has nothing to train: "
-                              "choose \"input\" or \"prefix\", or train.method = \"model\"")
+            raise RecipeError(
+                'train.method = "prompt" with prompt.kind = "none" has nothing to train: '
+                'choose "input" or "prefix", or train.method = "model"'
+            )
         module = prompt
         units = prompt.units() if train.lr_absolute is None else {}
     rate = train.lr if train.lr_absolute is None else train.lr_absolute
-    head = {n: recipe.prompt.head_lr / rate for n, p in module.named_parameters()
-            if p.requires_grad and n.rsplit(".", 1)[-1] in ("vectors", "bias") and isinstance(backbone, EncoderBackbone)
-            and not n.startswith("0.") and "inner" not in n}
+    head = {
+        n: recipe.prompt.head_lr / rate
+        for n, p in module.named_parameters()
+        if p.requires_grad
+        and n.rsplit(".", 1)[-1] in ("vectors", "bias")
+        and isinstance(backbone, EncoderBackbone)
+        and not n.startswith("0.")
+        and "inner" not in n
+    }
     trainee = Trainee(
-        name=name, module=module, stream=_stream(task, ready, seed),
-        evaluate=judge if len(chosen) else None, units=units | head, lr=rate,
+        name=name,
+        module=module,
+        stream=_stream(task, ready, seed),
+        evaluate=judge if len(chosen) else None,
+        units=units | head,
+        lr=rate,
     )
     return _Member(recipe, seed, name, task, prompt, trainee)
 
@@ -226,13 +261,26 @@ def _stream(task: Task, ready: Callable[[Example], Encoded], seed: int) -> Strea
 def _settings(member: _Member, show: bool) -> FitSettings:
     t = member.recipe.train
     return FitSettings(
-        steps=t.steps, batch=t.batch,
-        optim=OptimSettings(name=t.optimiser, lr=t.lr, schedule=t.schedule, warmup=t.warmup,
-                            weight_decay=t.weight_decay, parameter_scale=t.method == "model"),
-        clip_norm=t.clip_norm, precision=t.precision, eval_every=t.eval_every,
+        steps=t.steps,
+        batch=t.batch,
+        optim=OptimSettings(
+            name=t.optimiser,
+            lr=t.lr,
+            schedule=t.schedule,
+            warmup=t.warmup,
+            weight_decay=t.weight_decay,
+            parameter_scale=t.method == "model",
+        ),
+        clip_norm=t.clip_norm,
+        precision=t.precision,
+        eval_every=t.eval_every,
         best="max" if METRICS[member.task.metrics[0]].higher_is_better else "min",
-        patience=t.patience, micro_batch=t.micro_batch, save_every=t.save_every, save_minutes=t.save_minutes,
-        show=show, tensorboard=t.tensorboard,
+        patience=t.patience,
+        micro_batch=t.micro_batch,
+        save_every=t.save_every,
+        save_minutes=t.save_minutes,
+        show=show,
+        tensorboard=t.tensorboard,
     )
 
 
@@ -251,16 +299,33 @@ def _finish(member: _Member, outcome: Outcome, backbone: Backbone, folder: Path,
     if recipe.train.method == "prompt":
         assert prompt is not None
         place = artifact.save(
-            folder / member.name, prompt=prompt, backbone=backbone, name=member.name, task=text_form(task),
-            recipe=table, scores=scores, data=data, overwrite=True,
+            folder / member.name,
+            prompt=prompt,
+            backbone=backbone,
+            name=member.name,
+            task=text_form(task),
+            recipe=table,
+            scores=scores,
+            data=data,
+            overwrite=True,
         )
     trained = sum(p.numel() for p in member.trainee.module.parameters() if p.requires_grad)
     row = record.append(
         folder / "record.jsonl",
         record.Record(
-            name=member.name, seed=member.seed, scores=scores, settings=table, data=data, seconds=round(seconds, 2),
-            backbone={"name": backbone.name, "fingerprint": backbone.fingerprint, "parameters": backbone.parameters},
-            parameters=trained, extra=_extra(outcome),
+            name=member.name,
+            seed=member.seed,
+            scores=scores,
+            settings=table,
+            data=data,
+            seconds=round(seconds, 2),
+            backbone={
+                "name": backbone.name,
+                "fingerprint": backbone.fingerprint,
+                "parameters": backbone.parameters,
+            },
+            parameters=trained,
+            extra=_extra(outcome),
         ),
     )
     return Tuned(member.name, member.seed, place, prompt, scores, outcome, row)

@@ -64,8 +64,10 @@ def predict(
                 answers[i] = Prediction(example.choices[best], best, pairs)
         for index in _chunks(written, examples, batch):
             if isinstance(backbone, EncoderBackbone):
-                raise PromptError(f"backbone {backbone.name!r} is an encoder and writes no text: rank label words "
-                                  "(decode.mode = \"rank\"), or use a causal or encoder-decoder backbone")
+                raise PromptError(
+                    f"backbone {backbone.name!r} is an encoder and writes no text: rank label words "
+                    '(decode.mode = "rank"), or use a causal or encoder-decoder backbone'
+                )
             picked, local = _local(prompts, [rows[i] for i in index])
             encoded = [question(backbone, examples[i], room=room[rows[i]]) for i in index]
             ready = _batch(backbone, encoded, local)

@@ -23,7 +23,10 @@ MAX_ROWS = 256  # rows of one forward pass when every candidate is a row of its 
 
 
 def rank(
-    backbone: Backbone, prompts: Sequence[Prompt | None], examples: Sequence[Example], rows: Sequence[int],
+    backbone: Backbone,
+    prompts: Sequence[Prompt | None],
+    examples: Sequence[Example],
+    rows: Sequence[int],
     rooms: Sequence[int],
 ) -> list[list[float]]:
     """Shares of each example's choices, in their order; row i is read by prompts[rows[i]]."""
@@ -41,7 +44,9 @@ def rank(
     logs_flat: list[float] = []
     for start in range(0, len(flat), MAX_ROWS):
         part = flat[start : start + MAX_ROWS]
-        batch = collate([c for c, _ in part], [r for _, r in part], pad_id=backbone.pad_id).to(backbone.device)
+        batch = collate([c for c, _ in part], [r for _, r in part], pad_id=backbone.pad_id).to(
+            backbone.device
+        )
         logs_flat += backbone.score(batch, stacked(prompts, batch.rows)).tolist()
     shares, at = [], 0
     for cs in candidates:
@@ -60,15 +65,19 @@ def class_probabilities(
     classes = injection.readout.live.sum(dim=1)[injection.rows].tolist()
     for example, count in zip(examples, classes, strict=True):
         if len(example.choices) != count:
-            raise PromptError(f"{example.source or 'the example'} has {len(example.choices)} label words, the prompt was "
-                              f"trained for {count}: use the task that the prompt belongs to")
+            raise PromptError(
+                f"{example.source or 'the example'} has {len(example.choices)} label words, the prompt was "
+                f"trained for {count}: use the task that the prompt belongs to"
+            )
     shares = logits.float().softmax(dim=-1).tolist()
     return [row[:count] for row, count in zip(shares, classes, strict=True)]
 
 
 def _candidates(backbone: Backbone, example: Example, room: int) -> list[Encoded]:
     if not example.choices:
-        raise DataError(f"{example.source or 'an example'} has no choices to rank: set decode.mode = \"generate\"")
+        raise DataError(
+            f'{example.source or "an example"} has no choices to rank: set decode.mode = "generate"'
+        )
     found = [question(backbone, example, room=room, answer=c) for c in example.choices]
     ids = [c.target_ids for c in found]
     if any(a != b and b[: len(a)] == a for a in ids for b in ids) or len(set(ids)) < len(ids):
