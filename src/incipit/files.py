@@ -6,8 +6,8 @@ the old bytes or the new bytes and never a part. A folder is written the same wa
 
 from __future__ import annotations
 
-import gzip
 import contextlib
+import gzip
 import hashlib
 import importlib.metadata
 import json

@@ -24,9 +24,9 @@ from incipit.errors import DataError, RecipeError
 from incipit.evaluation import DecodeOptions, evaluate
 from incipit.prompts import Prompt
 from incipit.recipe import Recipe
+from incipit.tasks.example import Example
 from incipit.tasks.metrics import METRICS
 from incipit.tasks.task import Task
-from incipit.tasks.example import Example
 from incipit.train import ExampleStream, FitSettings, OptimSettings, Outcome, PassStream, Stream, Trainee, fit
 
 

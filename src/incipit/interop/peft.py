@@ -11,7 +11,6 @@ numbers: of P-tuning and of prefix_projection=True the output of the network, ne
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -68,7 +67,7 @@ def read(place: files.PathLike, backbone: Backbone) -> Prompt:
 
 
 def config(place: files.PathLike) -> dict[str, Any]:
-    """The checked adapter_config.json; base_model_name_or_path names the adapter's model, where PEFT set it."""
+    """The checked adapter_config.json; base_model_name_or_path names the model where PEFT knew it."""
     with tempfile.TemporaryDirectory() as scratch:
         return _config(_fetched(place, scratch), str(place))
 
@@ -195,14 +194,19 @@ def _cache_shape(backbone: Backbone) -> tuple[int, int, int]:
             f"PREFIX_TUNING cannot be exact on backbone {backbone.name!r} ({backbone.family}): {NO_PREFIX}; "
             "use PROMPT_TUNING"
         )
-    shapes = set(backbone.geometry.sites.get("decoder", ()))
-    shape = shapes.pop() if len(shapes) == 1 else None
-    if shape is None or shape.head_dim != shape.value_dim:
+    layers = backbone.geometry.sites.get("decoder", ())
+    if not layers:
         raise InteropError(
-            f"backbone {backbone.name!r} takes no shared keys and values, or has layers of different shapes, "
-            "and PEFT stores one shape for all: use PROMPT_TUNING"
+            f"backbone {backbone.name!r} takes no keys and values ({backbone.geometry.why_no_sites}): use "
+            "PROMPT_TUNING"
         )
-    return len(backbone.geometry.sites["decoder"]), shape.kv_heads, shape.head_dim
+    shape = layers[0]
+    if set(layers) != {shape} or shape.head_dim != shape.value_dim:
+        raise InteropError(
+            f"the layers of backbone {backbone.name!r} keep keys and values of different shapes, PEFT stores "
+            "one shape for all: use PROMPT_TUNING"
+        )
+    return len(layers), shape.kv_heads, shape.head_dim
 
 
 # -- writing --------------------------------------------------------------------------------------------
@@ -248,7 +252,9 @@ def write(
         note += (
             f"; load the model in {str(backbone.dtype).removeprefix('torch.')}, in which the rows were run"
         )
-    settings = {"peft_type": kind, "task_type": fitting, **_sizes(kind, rows, backbone)}
+    # Only keys that every release of PEFT knows: older ones raise at a key that they do not.
+    settings = {"peft_type": kind, "task_type": fitting, "base_model_name_or_path": backbone.name}
+    settings |= _sizes(kind, rows, backbone)
     if files.is_remote(place):
         with tempfile.TemporaryDirectory() as scratch:
             local = Path(scratch) / "adapter"
@@ -260,9 +266,9 @@ def write(
 
 
 def _entering(prompt: Prompt, backbone: Backbone) -> tuple[Injection, int]:
-    """(what enters the model, without the tokenizer's own opening at its end; how many rows were left out)."""
-    baked = copy.deepcopy(prompt.bake()).to(backbone.device).eval()
-    part, tail = baked.injection(), opened(baked, backbone)
+    """(what enters the model, without the tokenizer's own opening at its end; how many rows that is)."""
+    baked = prompt.bake()
+    part, tail = baked.injection().to(backbone.device), opened(baked, backbone)
     if part.readout is not None:
         raise InteropError(
             "the prompt is read out by class vectors of its own (label words, verbalizer or head), for "
@@ -311,8 +317,8 @@ def _prefix_rows(part: Injection, backbone: Backbone) -> Tensor:
 
 
 def _sizes(kind: str, rows: Tensor, backbone: Backbone) -> dict[str, Any]:
-    """Keys that every release of PEFT knows. It would guess the sizes from the model's configuration, wrongly
-    where embeddings are narrower than the hidden size, and two submodules for an encoder-decoder."""
+    """What PEFT would guess from the model's configuration, wrongly where embeddings are narrower than the
+    hidden size, and as two submodules for an encoder-decoder."""
     sizes: dict[str, Any] = {"num_virtual_tokens": int(rows.shape[0]), "num_transformer_submodules": 1}
     if kind == "PROMPT_TUNING":
         return sizes | {"token_dim": int(rows.shape[1])}
