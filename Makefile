@@ -14,7 +14,7 @@ FITS := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < 
 setup: $(READY)
 
 demo: $(READY)
-	@$(BIN)/incipit demo
+	@$(BIN)/incipit demo --overwrite
 
 test: $(READY)
 	@$(BIN)/python -m pytest -q -n 2

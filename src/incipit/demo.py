@@ -62,6 +62,7 @@ class Report:
     mixed_batch_equal: bool = False
     mixed: list[tuple[str, str, str]] = field(default_factory=list)  # (task, input, answer)
     places: list[str] = field(default_factory=list)
+    figure: str = ""
     seconds: float = 0.0
 
     def table(self) -> dict[str, Any]:
@@ -114,6 +115,8 @@ def run(
             rows[TUNED_WHOLE].model_tuning = _whole(name, TUNED_WHOLE, place, overwrite)
     report.mixed_batch_equal = mixed_equal
     report.seconds = time.monotonic() - started
+    report.figure = str(place / "demo.png")
+    draw(report, report.figure)
     return report
 
 
@@ -212,3 +215,32 @@ def _same(one: Prediction, other: Prediction, tolerance: float = 0.02) -> bool:
     """Equal answers; shares differ by no more than the dtype's rounding."""
     near = all(abs(one.probabilities[w] - other.probabilities[w]) <= tolerance for w in one.probabilities)
     return one.text == other.text and near
+
+
+def draw(report: Report, path: files.PathLike) -> None:
+    """One line per task with a dot for every way of doing it, as a PNG; needs the extra `demo` (matplotlib)."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    ways = [("majority", "majority class", "#b0b0b0"), ("zero_shot", "zero-shot", "#7f9fbf"),
+            ("few_shot", "few-shot", "#4477aa"), ("prompt_tuning", "prompt tuning", "#cc3311"),
+            ("model_tuning", "model tuning", "#222222")]  # fmt: skip
+    figure = Figure(figsize=(7.5, 0.7 * len(report.rows) + 1.6), layout="constrained")
+    axes = figure.add_subplot()
+    for y, row in enumerate(reversed(report.rows)):
+        axes.axhline(y, color="#eeeeee", zorder=0)
+        for key, label, colour in ways:
+            value = getattr(row, key)
+            if value is not None:
+                size = 110 if key == "prompt_tuning" else 55
+                axes.scatter(value, y, s=size, color=colour, label=label)
+    axes.set_yticks(range(len(report.rows)), [f"{r.task} ({r.metric})" for r in reversed(report.rows)])
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel(f"score on the test split, mean of {report.seeds} seed(s)")
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), loc="outside upper center", ncols=5, frameon=False, fontsize=8)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=140)
+    files.atomic_write(path, image.getvalue())

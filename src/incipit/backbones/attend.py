@@ -315,3 +315,9 @@ def before_output(model: Any, **inputs: Tensor) -> Tensor:
 def encoder_output(hidden: Tensor) -> object:
     """Encoder states in the form that `generate` accepts."""
     return BaseModelOutput(last_hidden_state=hidden)
+
+
+def alphabet_first(tokenizer: Any) -> bool:
+    """Whether the vocabulary opens with its alphabet, in no order of frequency: WordPiece and BPE do, Unigram not."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return type(getattr(backend, "model", None)).__name__ in ("WordPiece", "BPE")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from incipit.backbones import attend
 from incipit.batch import Encoded
 from incipit.errors import BackboneError, DataError
 from incipit.injection import Geometry
@@ -170,18 +171,22 @@ class Words:
         """The `count` most frequent ordinary pieces: vocabularies are written in order of frequency or
         merging.
 
-        Special, added and unused ids are left out.
+        Special, added and unused ids are left out; so are single characters where the vocabulary opens with its
+        alphabet (WordPiece, BPE), unless hardly anything else is there.
         """
         added = set(getattr(self.tokenizer, "added_tokens_decoder", {}))
-        chosen: list[int] = []
+        pieces: list[tuple[int, bool]] = []  # (id, a single character)
         for token in range(min(len(self.tokenizer), self.geometry.vocab)):
-            if len(chosen) == count:
-                break
-            if token in self.special or token in added:
+            text = self.piece(token)
+            if token in self.special or token in added or text.startswith(("[unused", "<extra_id", "<unused")):
                 continue
-            if not self.piece(token).startswith(("[unused", "<extra_id", "<unused")):
-                chosen.append(token)
-        return chosen
+            pieces.append((token, len(text.removeprefix("##").lstrip("Ġ▁")) <= 1))
+            if len(pieces) >= 4 * count + 2000:  # well past any alphabet
+                break
+        words = [token for token, single in pieces if not single]
+        if attend.alphabet_first(self.tokenizer) and len(words) >= min(count, len(pieces) // 4):
+            return words[:count]
+        return [token for token, _ in pieces[:count]]
 
     def layout_ids(self, piece: str) -> list[int]:
         """Ids of one part of a layout: {bos}, {eos} (nothing where the tokenizer has none), or text."""

@@ -9,6 +9,20 @@ import typer
 
 from incipit.cli import options, output
 
+NEXT = """
+Next, with your own file (a CSV with the columns text and label):
+  incipit tune my.toml        where my.toml holds
+      name = "mine"
+      [task]
+      kind = "classification"
+      input = "{{text}}"
+      labels = ["first label", "second label"]
+      train = "mine.csv"
+      split = {{ validation = 0.2, test = 0.2 }}
+  incipit predict runs/mine/mine --text "a new text"
+Or look into a prompt that the demo made:
+  incipit show {first}"""
+
 
 def demo(
     folder: Annotated[Path, typer.Option(metavar="FOLDER", help="Where prompts and records go.")] = Path(
@@ -53,5 +67,6 @@ def demo(
     equal = "the same as" if report.mixed_batch_equal else "DIFFERENT from"
     typer.echo(f"\nOne batch that mixes all prompts; its answers are {equal} those of each prompt alone:")
     output.table(["task", "input", "answer"], report.mixed)
-    typer.echo(f"\n{report.seconds:.0f} s; prompts: {', '.join(report.places)}")
+    typer.echo(f"\n{report.seconds:.0f} s; figure: {report.figure}; prompts: {', '.join(report.places)}")
+    typer.echo(NEXT.format(first=report.places[0]))
     output.write(json, report.table())

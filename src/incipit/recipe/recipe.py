@@ -64,6 +64,8 @@ class Recipe(Table):
             problems.append(f"task: missing; got no [task] table; {move}")
             known["task"] = {}
         elif isinstance(known["task"], Mapping):
+            if "builtin" not in known["task"]:  # one name will do
+                known["task"] = {"name": known.get("name", "run"), **known["task"]}
             spec, wrong = _task(known["task"])
             problems += wrong
         broken: set[str] = set()
