@@ -50,6 +50,12 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def atomic_write(path: PathLike, content: bytes | str) -> None:
     """Write the whole file or nothing; an existing file stays intact until the new one is on the disk."""
     target = Path(path)
@@ -62,6 +68,7 @@ def atomic_write(path: PathLike, content: bytes | str) -> None:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
+            os.chmod(name, 0o666 & ~_umask())  # mkstemp gives 0600; an artifact is read by others too
             os.replace(name, target)
             _sync_folder(target.parent)
         except BaseException:
@@ -87,7 +94,7 @@ def atomic_folder(path: PathLike, *, overwrite: bool = False) -> Iterator[Path]:
                     / "old"
                 )
                 os.replace(target, old)
-            os.chmod(part, 0o755)
+            os.chmod(part, 0o777 & ~_umask())
             os.replace(part, target)
             _sync_folder(target.parent)
             if old is not None:
