@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from incipit import files
 from incipit.errors import DataError
 from incipit.tasks.example import ROLES, Example, Message
-from incipit.tasks.forms import Form, look_up
+from incipit.tasks.forms import Form, as_text, look_up
 from incipit.tasks.records import Problems, data_stem, read
 
 Asked: TypeAlias = str | Mapping[str, Any]
@@ -61,7 +61,10 @@ def _example(form: Mapping[str, Any], record: Mapping[str, Any], source: str) ->
         raise DataError("the input is empty; write a text there or remove the line")
     options = form.get("choices") or ()
     if isinstance(options, str):
-        choices = tuple(str(option) for option in look_up(record, options))
+        found = look_up(record, options)
+        if not isinstance(found, list) or len(found) < 2:
+            raise DataError(f"field {options!r} is {found!r}; write a list of two options or more")
+        choices = tuple(as_text(option, f"{options}.{i}") for i, option in enumerate(found))
     else:
         choices = tuple(Form.parse(option).fill(record) for option in options)
     return Example(text, "", choices=choices or tuple(form.get("words") or ()), source=source)

@@ -48,7 +48,7 @@ Either `builtin = "NAME"` and the keys that differ from that task, or these keys
 folder of the recipe.
 """
 UNSAID = {  # fields of a TaskSpec that share the text of another
-    "name": "Name of the task.",
+    "name": "Name of the task; without it the recipe's.",
     "validation": "As `train`.",
     "test": "As `train`.",
     "demonstrations_seed": "Seed of the choice by `demonstrations`.",

@@ -1,0 +1,108 @@
+"""Help without torch, nearest names for misspelt ones, exit codes, and errors without a traceback."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from incipit import cli
+from incipit.errors import Interrupted, TrainingError
+from incipit.recipe import Recipe
+
+from .conftest import Call, write_recipe
+
+
+@pytest.mark.parametrize("verb", ["", *cli.VERBS])
+def test_help_is_quick_and_loads_no_torch(verb: str) -> None:
+    program = textwrap.dedent(f"""
+        import atexit, json, sys, time
+        start = time.perf_counter()
+        heavy = ("torch", "transformers", "numpy", "datasets", "matplotlib")
+        def told():
+            loaded = [name for name in heavy if name in sys.modules]
+            print(json.dumps([loaded, time.perf_counter() - start]), file=sys.stderr)
+        atexit.register(told)
+        from incipit.cli import main
+        main({[verb, "--help"] if verb else ["--help"]})
+    """)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    loaded, seconds = json.loads(done.stderr)
+    assert done.returncode == 0 and f"Usage: incipit {verb}".strip() in done.stdout
+    assert loaded == []
+    assert seconds < 2  # 0.1 on an idle machine; only a heavy import comes near 2
+
+
+def test_no_arguments_show_the_verbs(call: Call) -> None:
+    done = call()
+    assert done.code == 2
+    for verb in cli.VERBS:
+        assert f"\n  {verb} " in done.out + done.err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("tunne a.toml", "No such command 'tunne'. Did you mean 'tune'?"),
+        ("tune --overwite a.toml", "No such option: --overwite (Possible options: --overwrite)"),
+        ("tune", "Missing argument 'RECIPE"),
+        ("tune a.toml --resume --overwrite", "--resume goes on with a run and --overwrite replaces it"),
+        ("evaluate a --task reviews --data b.jsonl", "give one of them"),
+        ("evaluate a --split dev", "--split dev: is no split; write train, validation or test"),
+        ("predict a", "give the inputs once: --text TEXT, a FILE, or - for standard input"),
+        ("predict -", "no ARTIFACT before '-'; name the folder of a prompt"),
+        ("predict a - --text b", "give the inputs once"),
+        ("export a --folder b --format pfet", "'pfet' is not one of 'peft', 'peft-prefix'"),
+        (
+            "import a.npy --format npy --folder b",
+            "'a.npy' names no model: give the one it was trained on with",
+        ),
+        ("show a --neighbours -1", "Invalid value for '--neighbours'"),
+    ],
+)
+def test_wrong_usage(call: Call, line: str, words: str) -> None:
+    done = call(*line.split())
+    assert done.code == 2
+    assert words in " ".join(done.err.split())
+
+
+def test_an_error_is_a_message_and_debug_shows_where(call: Call, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "a.toml", Path("llama"))
+    done = call("tune", recipe, "--set", "prompt.lenght=3")
+    assert done.code == 1 and done.out == ""
+    assert done.err == f"incipit: {recipe}: prompt.lenght: unknown key; did you mean 'length'?\n"
+    shown = call("tune", recipe, "--set", "prompt.lenght=3", "--debug")
+    assert shown.code == 1 and "Traceback" in shown.err and "did you mean 'length'?" in shown.err
+
+
+def test_a_missing_recipe(call: Call, tmp_path: Path) -> None:
+    done = call("tune", tmp_path / "none.toml")
+    assert done.code == 1 and "none.toml' failed: No such file or directory" in done.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (Interrupted("saved; go on with --resume"), 130), (TrainingError("NaN"), 1)],
+)
+def test_exit_codes(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    def stop(*_: object) -> Recipe:
+        raise error
+
+    monkeypatch.setattr(Recipe, "read", stop)
+    done = call("tune", tmp_path / "a.toml")
+    assert done.code == code and "Traceback" not in done.err
+    assert str(error) in done.err
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    program = "import sys; sys.stdin.read(); from incipit.cli import main; main(['--help'])"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, stderr=pipe) as writer:
+        assert writer.stdin and writer.stdout and writer.stderr
+        writer.stdout.close()  # the reader is gone before anything is written
+        writer.stdin.close()
+        assert writer.stderr.read() == b""
