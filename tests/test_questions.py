@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from incipit.errors import DataError
-from incipit.questions import ask, fields, read_file, read_text
+from incipit.questions import ask, fields, parse, read_file
 from incipit.tasks.example import Example, Message
 
 MOOD = {"kind": "classification", "input": "Review: {text}", "words": ["bad", "good"]}
@@ -64,13 +64,13 @@ def test_what_cannot_be_asked(form: dict[str, object], asked: dict[str, object],
 
 
 def test_a_stream_of_lines_or_of_records() -> None:
-    assert read_text(b"\xef\xbb\xbfone\r\n\n two\n", "s") == [("one", "s:1"), (" two", "s:3")]
-    assert read_text(b'{"a": 1}\n\n{"a": 2}\n', "s") == [({"a": 1}, "s:1"), ({"a": 2}, "s:3")]
-    assert read_text(b'{"a": 1}\nplain\n', "s") == [('{"a": 1}', "s:1"), ("plain", "s:2")]
-    assert read_text("{not json\na\u2028b".encode(), "s") == [("{not json", "s:1"), ("a\u2028b", "s:2")]
-    assert read_text(b"", "s") == []
+    assert parse(b"\xef\xbb\xbfone\r\n\n two\n", "s") == [("one", "s:1"), (" two", "s:3")]
+    assert parse(b'{"a": 1}\n\n{"a": 2}\n', "s") == [({"a": 1}, "s:1"), ({"a": 2}, "s:3")]
+    assert parse(b'{"a": 1}\nplain\n', "s") == [('{"a": 1}', "s:1"), ("plain", "s:2")]
+    assert parse("{not json\na\u2028b".encode(), "s") == [("{not json", "s:1"), ("a\u2028b", "s:2")]
+    assert parse(b"", "s") == []
     with pytest.raises(DataError, match=r"s: is not UTF-8 \(.* at byte 1\); convert it"):
-        read_text(b"a\xff", "s")
+        parse(b"a\xff", "s")
 
 
 def test_a_file_of_records_or_of_lines(tmp_path: Path) -> None:

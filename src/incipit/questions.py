@@ -90,10 +90,11 @@ def read_file(path: str) -> list[tuple[Asked, str]]:
         found = [(record.fields, record.source) for record in read(path, problems=problems)]
         problems.check()
         return list(found)
-    return read_text(files.read_bytes(path), path)
+    with files.open_data(path) as stream:
+        return parse(stream.read(), path)
 
 
-def read_text(data: bytes, name: str) -> list[tuple[Asked, str]]:
+def parse(data: bytes, name: str) -> list[tuple[Asked, str]]:
     """What a stream asks: JSON records where every line is an object, else its lines; without empty ones."""
     try:
         text = data.decode("utf-8-sig")

@@ -87,7 +87,7 @@ def _asked(source: str, texts: Sequence[str]) -> list[tuple[Asked, str]]:
     if texts:
         return [(text, "") for text in texts]
     if source == "-":
-        asked = questions.read_text(sys.stdin.buffer.read(), "standard input")
+        asked = questions.parse(sys.stdin.buffer.read(), "standard input")
     else:
         asked = questions.read_file(source)
     if not asked:
