@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from incipit import files
-from incipit.errors import ArtifactError, DataError
+from incipit.errors import ArtifactError, DataError, StorageError
 from incipit.prompts import Prompt, build
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 TENSORS, CARD, README = "prompt.safetensors", "card.json", "README.md"
+_CARD = {"name": str, "prompt": dict, "tensors": dict, "backbone": dict, "task": dict}  # what none lacks
 _PARTS = {"config": "configuration", "embeddings": "embedding matrix", "tokenizer": "vocabulary"}
 
 
@@ -102,8 +103,11 @@ def save(
 ) -> str:
     """Bake the prompt and write it, whole or not at all; returns the place.
 
-    task: its text form (kind, input, words, metrics). scores: split -> metric -> value. data: split -> sha256.
+    task: its text form (kind, input, words, metrics). scores: split -> metric -> value. data: "task" -> sha256 of
+    its examples. overwrite: replace an artifact that is there; nothing else is ever replaced.
     """
+    if overwrite:
+        check_replaceable(place)
     baked = prompt.bake()
     tensors = {n: t.detach().cpu() for n, t in baked.state_dict().items()}
     _finite(tensors, name)
@@ -137,6 +141,15 @@ def save(
     return str(place)
 
 
+def check_replaceable(place: files.PathLike) -> None:
+    """StorageError when a local place holds anything but an artifact."""
+    if files.is_remote(place) or not files.exists(place):
+        return
+    names = files.folder_files(place)
+    if names is None or (not {CARD, TENSORS} & set(names) and files.file_size(place)):
+        raise StorageError(f"{str(place)!r} exists and is no prompt artifact: choose another name or folder")
+
+
 def _write(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
     files.save_tensors(folder / TENSORS, tensors, {"format": "pt"})
     files.atomic_write(folder / README, model_card(card))
@@ -154,7 +167,15 @@ def load(place: files.PathLike) -> Artifact:
                 "give a folder that `incipit tune` wrote"
             )
         card = read_card(folder / CARD, str(place))
-        tensors, _ = files.load_tensors(folder / TENSORS)
+        try:
+            tensors, _ = files.load_tensors(folder / TENSORS)
+        except ArtifactError as error:
+            raise ArtifactError(f"{str(place)!r}: {error}") from error
+    if strangers := sorted(set(tensors) - set(card["tensors"])):
+        raise ArtifactError(
+            f"{str(place)!r}: the card does not name tensor {', '.join(map(repr, strangers))}: "
+            "the folder was mixed up or edited; copy it again from its source"
+        )
     for name, digest in card["tensors"].items():
         if name not in tensors or files.sha256_tensor(tensors[name]) != digest:
             raise ArtifactError(
@@ -178,7 +199,10 @@ def read_card(path: files.PathLike, place: str) -> dict[str, Any]:
             f"{place!r} was written by a newer incipit (schema {card['schema']}, known: {SCHEMA}): "
             "upgrade with pip install -U incipit"
         )
-    lacking = [k for k in ("name", "prompt", "tensors", "backbone", "task") if k not in card]
+    lacking = [k for k, kind in _CARD.items() if not isinstance(card.get(k), kind)]
+    if not lacking:
+        lacking = [f"backbone.{k}" for k in ("name", "hidden", "fingerprint") if k not in card["backbone"]]
+        lacking += [f"task.{k}" for k in ("kind",) if k not in card["task"]]
     if lacking:
         raise ArtifactError(f"{place!r}: card.json lacks {', '.join(lacking)}: restore it from its source")
     return card

@@ -58,13 +58,13 @@ def evaluate(
         likelihood(backbone, prompt, examples, options.batch) if len(texts) < len(metrics) else (None, None)
     )
     scores = compute(metrics, [p.text for p in predictions], examples, nll=nll, count=count)
+    if all(p.probabilities for p in predictions):  # a ranked answer is legal by construction
+        scores.pop("legal_rate", None)
     if legality and not isinstance(backbone, EncoderBackbone) and any(e.choices for e in examples):
         free = predict(
             backbone, [prompt], examples, mode="generate", options=options.generate, batch=options.batch
         )
         scores["legal_rate"] = compute(["accuracy"], [p.text for p in free], examples)["legal_rate"]
-    elif isinstance(backbone, EncoderBackbone):
-        scores.pop("legal_rate", None)
     return Evaluation(scores, predictions)
 
 

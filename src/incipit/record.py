@@ -43,11 +43,28 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def row(record: Record) -> dict[str, Any]:
+    """The record with its provenance."""
+    return asdict(record) | {"provenance": provenance()}
+
+
 def append(path: files.PathLike, record: Record) -> dict[str, Any]:
     """Add the record with its provenance to a JSONL file; returns the row."""
-    row = asdict(record) | {"provenance": provenance()}
-    files.append_jsonl(path, row)
-    return row
+    new = row(record)
+    files.append_jsonl(path, new)
+    return new
+
+
+def find(path: files.PathLike, record: Record) -> dict[str, Any] | None:
+    """The row of a file that says the same of the same run, whenever it was written; None without one."""
+    if not files.exists(path):
+        return None
+    same = ("name", "seed", "scores", "settings", "data", "backbone", "extra")
+    wanted = asdict(record)
+    for known in read(path):
+        if all(known.get(key) == wanted[key] for key in same):
+            return known
+    return None
 
 
 def read(path: files.PathLike) -> list[dict[str, Any]]:

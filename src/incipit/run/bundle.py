@@ -1,4 +1,4 @@
-"""Recipe -> artifact + record: the only place where all parts meet.
+"""Bundles: recipes trained together, each then scored, saved and put on record.
 
 Recipes that share a backbone and a schedule train as one bundle: each recipe x seed is one trainee with its own data
 order, optimiser, dev score and best checkpoint; a step is one batch that mixes all of them.
@@ -12,22 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from incipit import artifact, files, record
-from incipit.assemble import PromptChoice, make_prompt
-from incipit.backbones import Backbone, EncoderBackbone, GenerateOptions, load
+from incipit.assemble import make_prompt
+from incipit.backbones import Backbone
 from incipit.batch import Batch, Encoded, collate
 from incipit.decode import stacked
 from incipit.encode import encode
-from incipit.errors import DataError, RecipeError
-from incipit.evaluation import DecodeOptions, evaluate
-from incipit.prompts import Prompt
+from incipit.errors import RecipeError, StorageError, TrainingError
+from incipit.evaluation import evaluate
+from incipit.prompts import Prompt, Reading
 from incipit.recipe import Recipe
+from incipit.run.parts import decode_options, load_backbone, prompt_choice, text_form
 from incipit.tasks.example import Example
 from incipit.tasks.metrics import METRICS
 from incipit.tasks.task import Task
 from incipit.train import ExampleStream, FitSettings, OptimSettings, Outcome, PassStream, Stream, Trainee, fit
+from incipit.train.checkpoint import FILE as CHECKPOINT
 
 
 @dataclass(frozen=True)
@@ -66,104 +69,98 @@ def tune(
 ) -> list[Tuned]:
     """Train every recipe x seed, evaluate, and write artifacts and records below `folder`.
 
-    backbone: a loaded one, used for all recipes. Returns one Tuned per recipe x seed, in that order.
-    Raises TrainingError when the folder holds a run already and neither `resume` nor `overwrite` is given.
+    backbone: a loaded one, used for all recipes; model tuning changes it in place. Returns one Tuned per
+    recipe x seed, in that order. Raises TrainingError when the folder holds a run already and neither `resume`
+    nor `overwrite` is given, StorageError when an artifact's place is taken.
     """
     if not recipes:
         raise RecipeError("nothing to tune: give at least one recipe")
     names = [r.name for r in recipes]
     if len(set(names)) < len(names):
         raise RecipeError(f"two recipes are named {max(names, key=names.count)!r}: give each its own name")
-    groups: dict[str, list[Recipe]] = {}
+    groups: dict[str, list[tuple[Recipe, int]]] = {}
     for recipe in recipes:
-        groups.setdefault(_bundle_key(recipe), []).append(recipe)
+        for seed in recipe.train.seeds:
+            groups.setdefault(_bundle_key(recipe, seed), []).append((recipe, seed))
+    if backbone is not None and len(groups) > 1 and any(r.train.method == "model" for r in recipes):
+        raise RecipeError(
+            f"a backbone that is given can be tuned in one run, here are {len(groups)}: "
+            "leave `backbone` out, and each run loads its own"
+        )
     found: dict[str, list[Tuned]] = {}
     loaded: dict[str, Backbone] = {}
     for members in groups.values():
-        place = Path(folder) if len(groups) == 1 else Path(folder) / "+".join(r.name for r in members)[:80]
-        key = members[0].backbone.model_dump_json()
-        whole = members[0].train.method == "model"
+        place = Path(folder) if len(groups) == 1 else Path(folder) / _folder_name(members)
+        first = members[0][0]
+        key = first.backbone.model_dump_json()
         if backbone is not None:
             used = backbone
-        elif whole or key not in loaded:  # a tuned model is not lent to the next bundle
-            used = load_backbone(members[0])
-            if not whole:
-                loaded[key] = used
+        elif first.train.method == "model":  # a tuned model is not lent to the next bundle
+            used = load_backbone(first)
         else:
-            used = loaded[key]
+            used = loaded[key] = loaded.get(key) or load_backbone(first)
         for tuned in _tune_bundle(members, used, place, resume=resume, overwrite=overwrite, show=show):
             found.setdefault(tuned.record["settings"]["name"], []).append(tuned)
     return [t for r in recipes for t in found[r.name]]
 
 
-def load_backbone(recipe: Recipe) -> Backbone:
-    """The backbone that a recipe names."""
-    b = recipe.backbone
-    return load(b.name, dtype=b.dtype, device=b.device, revision=b.revision or None, trust_code=b.trust_code)
-
-
-def prompt_choice(recipe: Recipe) -> PromptChoice:
-    """The recipe's [prompt] table as a PromptChoice."""
-    p = recipe.prompt
-
-    def given(backbone: Backbone) -> Tensor:
-        from incipit.interop.given import rows_of
-
-        return rows_of(p.source, backbone)
-
-    return PromptChoice(
-        kind=p.kind,
-        length=p.length,
-        start=p.start,
-        text=p.text,
-        given=given if p.start == "given" else None,
-        layout=p.layout,
-        sites=tuple(p.sites),
-        reparametrise=p.reparametrise,
-        hidden=p.hidden,
-        vocabulary=p.vocabulary,
-        readout=p.readout,
-    )
-
-
-def decode_options(recipe: Recipe) -> DecodeOptions:
-    """The recipe's [decode] table as DecodeOptions."""
-    d = recipe.decode
-    generate = GenerateOptions(d.max_new_tokens, d.beams, d.sample, d.temperature, d.top_p, d.top_k, d.seed)
-    return DecodeOptions(d.mode, d.batch, generate)
-
-
-def text_form(task: Task) -> dict[str, Any]:
-    """What an artifact keeps of its task, enough to answer new inputs."""
-    spec = task.spec
-    return {
-        "name": task.name,
-        "kind": task.kind,
-        "input": spec.input,
-        "description": spec.description,
-        "words": list(task.labels),
-        "metrics": list(task.metrics),
-        "choices": spec.choices if isinstance(spec.choices, str) else list(spec.choices),
-    }
-
-
-def _bundle_key(recipe: Recipe) -> str:
-    """Recipes with equal keys can train in one bundle."""
+def _bundle_key(recipe: Recipe, seed: int) -> str:
+    """Recipes with equal keys can train in one bundle; a model is tuned alone."""
     train = recipe.train.model_dump(exclude={"lr", "lr_absolute", "seeds"})
     prompt = recipe.prompt.model_dump(include={"kind", "sites", "readout"})
     best = METRICS[recipe.load_task().metrics[0]].higher_is_better
-    alone = recipe.name if recipe.train.method == "model" else ""
+    alone = [recipe.name, seed] if recipe.train.method == "model" else []
     return files.sha256_json([recipe.backbone.model_dump(), train, prompt, best, alone])
 
 
+def _name(recipe: Recipe, seed: int) -> str:
+    """The artifact's name: the recipe's, with the seed where there are several."""
+    return recipe.name if len(recipe.train.seeds) == 1 else f"{recipe.name}-s{seed}"
+
+
+def _folder_name(members: Sequence[tuple[Recipe, int]]) -> str:
+    """Where a bundle goes that is not the only one of its call."""
+    whole = members[0][0].train.method == "model"
+    names = [_name(r, seed) if whole else r.name for r, seed in members]
+    joined = "+".join(dict.fromkeys(names))
+    return joined if len(joined) <= 80 else f"{joined[:70]}-{files.sha256_json(names)[:8]}"
+
+
+def _check_places(names: Sequence[str], folder: Path, resume: bool, overwrite: bool) -> None:
+    """Before a long training: an artifact will find its place free, or may replace an artifact there."""
+    there = files.exists(folder / CHECKPOINT)
+    if there and not resume and not overwrite:
+        raise TrainingError(
+            f"{str(folder)!r} holds a run already: pass --resume to go on with it, --overwrite to replace it, or "
+            "choose another folder"
+        )
+    again = overwrite or (resume and there)
+    for name in names:
+        if files.exists(folder / name) and not again:
+            raise StorageError(
+                f"{str(folder / name)!r} exists already: choose another folder, or pass --overwrite"
+            )
+        artifact.check_replaceable(folder / name)
+
+
 def _tune_bundle(
-    recipes: Sequence[Recipe], backbone: Backbone, folder: Path, *, resume: bool, overwrite: bool, show: bool
+    chosen: Sequence[tuple[Recipe, int]],
+    backbone: Backbone,
+    folder: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    show: bool,
 ) -> list[Tuned]:
     started = time.monotonic()
-    if overwrite and not resume:
-        files.remove_run(folder)
-    members = [_member(recipe, seed, backbone) for recipe in recipes for seed in recipe.train.seeds]
+    _check_places([_name(r, seed) for r, seed in chosen], folder, resume, overwrite)
+    members = [_member(recipe, seed, backbone) for recipe, seed in chosen]
+    recipes = {r.name: r for r, _ in chosen}.values()
     prompts = [m.prompt for m in members]
+    processes = PartialState()
+    if overwrite and not resume and processes.is_main_process:
+        files.remove_run(folder)
+    processes.wait_for_everyone()
 
     def objective(batch: Batch) -> tuple[Tensor, Tensor]:
         return backbone.loss(batch, stacked(prompts, batch.rows))
@@ -203,7 +200,7 @@ def _member(recipe: Recipe, seed: int, backbone: Backbone) -> _Member:
     choice = prompt_choice(recipe)
     train, whole = recipe.train, recipe.train.method == "model"
     prompt = make_prompt(choice, backbone, task.labels, seed)
-    name = recipe.name if len(recipe.train.seeds) == 1 else f"{recipe.name}-s{seed}"
+    name = _name(recipe, seed)
     room = prompt.length if prompt is not None else 0
 
     def ready(example: Example) -> Encoded:
@@ -231,15 +228,10 @@ def _member(recipe: Recipe, seed: int, backbone: Backbone) -> _Member:
         module = prompt
         units = prompt.units() if train.lr_absolute is None else {}
     rate = train.lr if train.lr_absolute is None else train.lr_absolute
-    head = {
-        n: recipe.prompt.head_lr / rate
-        for n, p in module.named_parameters()
-        if p.requires_grad
-        and n.rsplit(".", 1)[-1] in ("vectors", "bias")
-        and isinstance(backbone, EncoderBackbone)
-        and not n.startswith("0.")
-        and "inner" not in n
-    }
+    head = {}
+    if isinstance(prompt, Reading) and prompt.trained:  # its rate is absolute, and undoes the trainee's own
+        own = "1." if whole else ""
+        head = {f"{own}{n}": recipe.prompt.head_lr / rate for n in ("vectors", "bias")}
     trainee = Trainee(
         name=name,
         module=module,
@@ -285,7 +277,7 @@ def _settings(member: _Member, show: bool) -> FitSettings:
 
 
 def _finish(member: _Member, outcome: Outcome, backbone: Backbone, folder: Path, seconds: float) -> Tuned:
-    """Score the test split once, write the artifact and the record."""
+    """Score the test split once; the main process writes the artifact and the record."""
     task, recipe, prompt = member.task, member.recipe, member.prompt
     scores: dict[str, dict[str, float]] = {}
     if outcome.scores:
@@ -295,11 +287,12 @@ def _finish(member: _Member, outcome: Outcome, backbone: Backbone, folder: Path,
         scores["test"] = evaluate(backbone, prompt, task.test, task.metrics, options, legality=True).scores
     table = recipe.table() | {"seed": member.seed}
     data = {"task": task.data_hash}
-    place = ""
-    if recipe.train.method == "prompt":
+    main = PartialState().is_main_process
+    place = str(folder / member.name) if recipe.train.method == "prompt" else ""
+    if place and main:
         assert prompt is not None
-        place = artifact.save(
-            folder / member.name,
+        artifact.save(
+            place,
             prompt=prompt,
             backbone=backbone,
             name=member.name,
@@ -310,34 +303,26 @@ def _finish(member: _Member, outcome: Outcome, backbone: Backbone, folder: Path,
             overwrite=True,
         )
     trained = sum(p.numel() for p in member.trainee.module.parameters() if p.requires_grad)
-    row = record.append(
-        folder / "record.jsonl",
-        record.Record(
-            name=member.name,
-            seed=member.seed,
-            scores=scores,
-            settings=table,
-            data=data,
-            seconds=round(seconds, 2),
-            backbone={
-                "name": backbone.name,
-                "fingerprint": backbone.fingerprint,
-                "parameters": backbone.parameters,
-            },
-            parameters=trained,
-            extra=_extra(outcome),
-        ),
+    new = record.Record(
+        name=member.name,
+        seed=member.seed,
+        scores=scores,
+        settings=table,
+        data=data,
+        seconds=round(seconds, 2),
+        backbone={
+            "name": backbone.name,
+            "fingerprint": backbone.fingerprint,
+            "parameters": backbone.parameters,
+        },
+        parameters=trained,
+        extra=_extra(outcome),
     )
+    path = folder / "record.jsonl"
+    known = record.find(path, new)  # a run that was killed between its records, and resumed
+    row = known or (record.append(path, new) if main else record.row(new))
     return Tuned(member.name, member.seed, place, prompt, scores, outcome, row)
 
 
 def _extra(outcome: Outcome) -> Mapping[str, Any]:
     return {"steps": outcome.steps, "best_step": outcome.best_step, "best_score": outcome.best_score}
-
-
-def examples_of(task: Task, split: str) -> Sequence[Any]:
-    """A split that must be there; DataError names the ones that are."""
-    rows = task.examples(split)
-    if not len(rows):
-        raise DataError(f"task {task.name!r} has no {split} split; it has {', '.join(task.splits) or 'none'}")
-    return rows
