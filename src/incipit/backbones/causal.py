@@ -52,29 +52,35 @@ class CausalBackbone(Backbone):
 
     # -- forward -------------------------------------------------------------------------------------------
 
-    def _states(self, embeds: Tensor, mask: Tensor, keys: Injection | None, model: Any) -> Any:
-        """Output of `model` (body or whole) on right-padded rows [B, S, H]; `keys` is a prefix seen before
-        them."""
+    def _states(self, embeds: Tensor, keys: Injection | None, model: Any) -> Any:
+        """Output of `model` (body or whole) on right-padded rows [B, S, H]; `keys` is seen before them.
+
+        Padding stands behind the text, where no text looks, so it is not masked: a masked window would leave it
+        nothing to see, and a softmax over nothing is NaN in some attentions.
+        """
         arguments: dict[str, object] = {}
+        seen = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
         if keys is not None:
             assert keys.key_live is not None
-            live = keys.key_live[keys.rows]  # [B, P]
+            live = keys.key_live[keys.rows].long()  # [B, P]
             arguments["past_key_values"] = attend.prefix_cache(
                 keys.keys["decoder"], keys.values["decoder"], keys.rows, self.dtype, grows=False
             )
-            if self.takes_positions:
-                steps = torch.arange(embeds.shape[1], device=embeds.device)
-                arguments["position_ids"] = live.sum(dim=1, keepdim=True) + steps  # [B, S]
-            mask = torch.cat([live, mask], dim=1)  # [B, P + S]
-        return model(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False, **arguments)
+            arguments |= self._after(live, embeds.shape[1])
+            seen = torch.cat([live, seen], dim=1)  # [B, P + S]
+        return model(inputs_embeds=embeds, attention_mask=seen, use_cache=False, **arguments)
 
-    def _logits(
-        self, embeds: Tensor, mask: Tensor, keys: Injection | None, where: tuple[Tensor, ...]
-    ) -> Tensor:
+    def _after(self, live: Tensor, steps: int) -> dict[str, Tensor]:
+        """position_ids [B, S] that go on after the live ones of a prefix [B, P]."""
+        if not self.takes_positions:
+            return {}
+        return {"position_ids": live.sum(dim=1, keepdim=True) + torch.arange(steps, device=live.device)}
+
+    def _logits(self, embeds: Tensor, keys: Injection | None, where: tuple[Tensor, ...]) -> Tensor:
         """Logits [M, V] at the slots `where` of the rows."""
         if self.direct_head:
-            return self.head(self._states(embeds, mask, keys, self.body).last_hidden_state[where])
-        logits: Tensor = self._states(embeds, mask, keys, self.model).logits
+            return self.head(self._states(embeds, keys, self.body).last_hidden_state[where])
+        logits: Tensor = self._states(embeds, keys, self.model).logits
         return logits[where]
 
     def _split(self, batch: Batch, injection: Injection | None) -> tuple[Injection | None, Injection | None]:
@@ -129,10 +135,10 @@ class CausalBackbone(Backbone):
         self._check_length(int(used.max()) if used.numel() else 0, new)
 
     def loss(self, batch: Batch, injection: Injection | None) -> tuple[Tensor, Tensor]:
-        embeds, mask, labels, keys = self.joined(batch, injection)
+        embeds, _, labels, keys = self.joined(batch, injection)
         nexts = F.pad(labels[:, 1:], (0, 1), value=IGNORE)  # [B, S], the label that position s predicts
         index, step = (nexts != IGNORE).nonzero(as_tuple=True)
-        logits = self._logits(embeds, mask, keys, (index, step))  # [M, V]
+        logits = self._logits(embeds, keys, (index, step))  # [M, V]
         return token_nll(logits, nexts[index, step], index, embeds.shape[0])
 
     def next_token(self, batch: Batch, injection: Injection | None) -> Tensor:
@@ -140,7 +146,7 @@ class CausalBackbone(Backbone):
         with torch.no_grad():
             embeds, mask, _, keys = self.joined(_untargeted(batch), injection)
             index = torch.arange(len(batch), device=mask.device)
-            logits = self._logits(embeds, mask, keys, (index, mask.long().sum(dim=1) - 1))
+            logits = self._logits(embeds, keys, (index, mask.long().sum(dim=1) - 1))
             return widened(logits).log_softmax(dim=-1)
 
     # -- prefixes ------------------------------------------------------------------------------------------
@@ -158,20 +164,17 @@ class CausalBackbone(Backbone):
         inputs, live = self.gather(injection, every)
         live, inputs = compact(live, inputs)  # [K, P], live rows first, padding last
         cache, seen = attend.fresh_cache(self.layers), live
+        attended = torch.ones_like(live)  # the padding too, see _states; `seen` keeps it from the text
         arguments: dict[str, object] = {}
         if injection.keys:
             earlier = self._aligned(injection)
             assert earlier.key_live is not None
             seen = torch.cat([earlier.key_live, live], dim=1)  # [K, P' + P]
+            attended = torch.cat([earlier.key_live, attended], dim=1)
             cache = attend.prefix_cache(
                 earlier.keys["decoder"], earlier.values["decoder"], every, self.dtype, grows=True
             )
-            if self.takes_positions:
-                steps = torch.arange(inputs.shape[1], device=self.device)
-                arguments["position_ids"] = earlier.key_live.sum(dim=1, keepdim=True) + steps
-        # A prompt without a live row attends to its first, dead one: a softmax over nothing would be NaN.
-        attended = seen.clone()
-        attended[:, 0] |= ~seen.any(dim=1)
+            arguments |= self._after(earlier.key_live, inputs.shape[1])
         self.body(
             inputs_embeds=inputs,
             attention_mask=attended.long(),
@@ -271,9 +274,8 @@ class CausalBackbone(Backbone):
         ids = (self.frequent_ids(64) or [0])[-6:]
         with torch.no_grad():
             embeds = self.embed((ids * 6)[:6])[None]  # [1, 6, H]
-            mask = torch.ones(1, 6, dtype=torch.bool, device=self.device)
-            whole = self._states(embeds, mask, None, self.model).logits
-            states = self._states(embeds, mask, None, self.body).last_hidden_state
+            whole = self._states(embeds, None, self.model).logits
+            states = self._states(embeds, None, self.body).last_hidden_state
             self.direct_head = near(whole, self.head(states), 1e-5)
             if not self.direct_head:
                 self.notes.append(
@@ -284,7 +286,7 @@ class CausalBackbone(Backbone):
             try:
                 part = Injection(torch.zeros(1, dtype=torch.int64, device=self.device), inputs=embeds[:, :3])
                 keys = self.prefill(part)
-                rest = self._states(embeds[:, 3:], mask[:, 3:], keys, self.body).last_hidden_state
+                rest = self._states(embeds[:, 3:], keys, self.body).last_hidden_state
                 if not near(states[:, 3:], rest, 1e-5):
                     why = "its states after a cached prefix differ from those after the same rows as input"
             except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:

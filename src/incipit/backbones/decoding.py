@@ -76,9 +76,12 @@ class RowNoise(LogitsProcessor):
 
 
 def row_seeds(ids: Tensor, mask: Tensor, seed: int) -> list[int]:
-    """A seed per row [B] from the options' seed and what the row reads; equal rows draw alike."""
-    texts = (str(row[live].tolist()).encode() for row, live in zip(ids.cpu(), mask.cpu(), strict=True))
-    return [(seed % 2**31 << 32) + zlib.crc32(text) for text in texts]
+    """A seed per row [B] from the options' seed and what the row reads; equal rows draw alike.
+
+    32 bits: torch's generator on the CPU ignores the others.
+    """
+    texts = (row[live].tolist() for row, live in zip(ids.cpu(), mask.cpu(), strict=True))
+    return [zlib.crc32(f"{seed} {text}".encode()) for text in texts]
 
 
 def decoded(

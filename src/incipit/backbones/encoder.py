@@ -109,7 +109,8 @@ class EncoderBackbone(SiteBackbone):
         missing = ~at_mask.any(dim=1)
         if bool(missing.any()):
             raise BackboneError(
-                f"row {int(missing.long().argmax())} has no mask token: write {self.tokenizer.mask_token} into the task's input"
+                f"row {int(missing.long().argmax())} has no mask token: write {self.tokenizer.mask_token} "
+                "into the task's input"
             )
         return hidden[torch.arange(len(batch), device=hidden.device), at_mask.long().argmax(dim=1)]
 

@@ -178,7 +178,11 @@ class Words:
         pieces: list[tuple[int, bool]] = []  # (id, a single character)
         for token in range(min(len(self.tokenizer), self.geometry.vocab)):
             text = self.piece(token)
-            if token in self.special or token in added or text.startswith(("[unused", "<extra_id", "<unused")):
+            if (
+                token in self.special
+                or token in added
+                or text.startswith(("[unused", "<extra_id", "<unused"))
+            ):
                 continue
             pieces.append((token, len(text.removeprefix("##").lstrip("Ġ▁")) <= 1))
             if len(pieces) >= 4 * count + 2000:  # well past any alphabet

@@ -1,0 +1,171 @@
+"""Every kind of prompt on every family of tiny backbones, in float64; each contract asks for a `case` of them.
+
+A case is "backbone/kind". A kind reads from outside in: "head:framed(mlp(input))" is a Reading by a linear head of a
+Framed prompt around a Reparametrised InputPrompt; "prefix@encoder+cross" is a PrefixPrompt at two sites.
+"""
+
+import importlib.util
+import sys
+from itertools import combinations
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from incipit.backbones import Backbone, tiny, wrap
+from incipit.batch import Batch, Encoded, collate
+from incipit.injection import Injection
+from incipit.prompts import Framed, InputPrompt, PrefixPrompt, Prompt, Reading, Reparametrised
+
+SITES = {"causal": ["decoder"], "encoder-decoder": ["encoder", "decoder", "cross"], "encoder": ["encoder"]}
+READOUTS = ("words", "verbalizer", "head")
+LABELS = ("good", "bad", "neutral")
+# Their norms, and the softmax of gemma2, are computed in float32 whatever the model's type (transformers 5.23).
+ROUNDED = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "olmo2", "mixtral")
+# gemma2 in float64 is NaN wherever rows are padded on the left, in transformers too: its mask is the smallest float64,
+# which is -inf in the float32 of its softmax. What it writes is tested in float32.
+SINGLE = "-single"
+LENGTH = 6  # longer than the window of the sliding models (4)
+
+
+def kinds(name: str) -> list[str]:
+    """The kinds of prompt that TINY[name] takes."""
+    family = tiny.TINY[name].family
+    sites = [] if name == "deberta-v2" else SITES[family]
+    if name in ("t5", "bart"):
+        chosen = [c for n in (1, 2, 3) for c in combinations(sites, n)]
+    else:
+        chosen = [(s,) for s in sites] + ([tuple(sites)] if len(sites) > 1 else [])
+    prefixes = [f"prefix@{'+'.join(c)}" for c in chosen]
+    rows = ["input", *prefixes[-1:]]
+    found = ["input", *prefixes]
+    found += [f"{net}({r})" for net in ("mlp", "lstm") for r in rows]
+    found += [f"framed({r})" for r in rows] + [f"framed(mlp({r}))" for r in rows]
+    if family != "encoder":
+        return found
+    return [f"{r}:{found[0]}" for r in READOUTS] + [
+        f"{READOUTS[i % 3]}:{kind}" for i, kind in enumerate(found[1:])
+    ]
+
+
+CASES = [f"{name}/{kind}" for name in tiny.names() for kind in kinds(name)]
+WRITERS = [
+    f"{name}{SINGLE if name == 'gemma2' else ''}/{kind}"
+    for name in tiny.names("causal", "encoder-decoder")
+    for kind in kinds(name)
+    if "mlp" not in kind and "lstm" not in kind
+]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`case`: all; `writer`: those that generate (a reparametrised prompt injects what its inner kind does);
+    `every`: the name of each backbone."""
+    for fixture, values in (("case", CASES), ("writer", WRITERS), ("every", tiny.names())):
+        if fixture in metafunc.fixturenames:
+            metafunc.parametrize(fixture, values)
+
+
+class World:
+    """Backbones, built once a session, and prompts and batches for them."""
+
+    def __init__(self) -> None:
+        self.built: dict[str, Backbone] = {}
+
+    def backbone(self, case: str) -> Backbone:
+        name = case.split("/")[0]
+        if name not in self.built:
+            dtype = "float32" if name.endswith(SINGLE) else "float64"
+            self.built[name] = wrap(name, *tiny.build(name.removesuffix(SINGLE), dtype=dtype))
+        return self.built[name]
+
+    def tolerance(self, case: str) -> dict[str, float]:
+        """How far two ways to the same number may lie apart."""
+        rounded = case.split("/")[0].removesuffix(SINGLE) in ROUNDED
+        return {"rtol": 3e-5, "atol": 3e-6} if rounded else {"rtol": 1e-9, "atol": 1e-10}
+
+    def prompt(self, case: str, length: int = LENGTH, seed: int = 0, wide: bool = False) -> Prompt:
+        """The prompt of a case at random values; `wide` gives it float64 parameters."""
+        source = torch.Generator().manual_seed(seed)
+        prompt = self._made(self.backbone(case), case.split("/")[1], length, source)
+        with torch.no_grad():
+            for key, parameter in prompt.named_parameters():
+                if "layers.2" in key or key in ("vectors", "bias"):  # these start at zero
+                    parameter.normal_(std=0.3, generator=source)
+        return prompt.double() if wide else prompt
+
+    def _made(self, backbone: Any, kind: str, length: int, source: torch.Generator) -> Prompt:
+        if ":" in kind:
+            how, inner = kind.split(":")
+            made = self._made(backbone, inner, length, source)
+            return Reading(made, backbone.readout(LABELS, how), trained=how == "head")
+        if kind.startswith(("mlp(", "lstm(")):
+            rows = self._made(backbone, kind[kind.index("(") + 1 : -1], length, source)
+            return Reparametrised(rows, kind[: kind.index("(")], hidden=8, seed=source.initial_seed())
+        if kind.startswith("framed("):
+            inner = self._made(backbone, kind[7:-1], length, source)
+            ids = backbone.frequent_ids(30)
+            before = [] if "@" in kind else [ids[3], ids[20]]
+            return Framed(backbone.geometry, inner, before, [ids[7]], backbone.embed)
+        if kind == "input":
+            rows = torch.randn(length, backbone.geometry.hidden, generator=source)
+            return InputPrompt(backbone.geometry, length, rows * backbone.geometry.embedding_rms)
+        prompt = PrefixPrompt(backbone.geometry, length, kind.removeprefix("prefix@").split("+"))
+        prompt.set_rows(torch.randn(length, prompt.width, generator=source))
+        return prompt
+
+    def rows(self, case: str, count: int = 5, bare: bool = False) -> list[Encoded]:
+        """Rows of different lengths; `bare` gives every second one no input (causal only)."""
+        backbone = self.backbone(case)
+        family = backbone.family
+        source = torch.Generator().manual_seed(1)
+        pieces = torch.tensor(backbone.frequent_ids(80))
+
+        def some(n: int) -> list[int]:
+            return pieces[torch.randint(len(pieces), (n,), generator=source)].tolist()
+
+        found = []
+        for i in range(count):
+            text, target = some((1, 4, 2, 6, 3)[i % 5]), some((2, 1, 3, 2, 1)[i % 5])
+            if family == "encoder":
+                at = i % (len(text) + 1)
+                text = [*text[:at], backbone.tokenizer.mask_token_id, *text[at:], *backbone.ending]
+                found.append(Encoded(tuple(text), choice=i % len(LABELS)))
+                continue
+            trained = (True, False, True) if len(target) == 3 else None
+            text = [] if bare and i % 2 else text
+            found.append(Encoded(tuple(text), tuple(target), trained))
+        return found
+
+    def batch(
+        self, case: str, encoded: list[Encoded], rows: list[int] | None = None, side: str = "right"
+    ) -> Batch:
+        return collate(encoded, rows, pad_id=self.backbone(case).pad_id, side=side)
+
+    def stack(self, prompts: list[Prompt], batch: Batch) -> Injection:
+        return Injection.stack([p.injection() for p in prompts], batch.rows)
+
+    def nll(
+        self, case: str, prompts: list[Prompt], encoded: list[Encoded], rows: list[int], side: str = "right"
+    ) -> Tensor:
+        """[B] by the library."""
+        batch = self.batch(case, encoded, rows, side)
+        return self.backbone(case).loss(batch, self.stack(prompts, batch))[0]
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    return World()
+
+
+@pytest.fixture(scope="session")
+def plain() -> ModuleType:
+    """plain.py of this folder: the same numbers, one row at a time, without the library."""
+    spec = importlib.util.spec_from_file_location("incipit_plain", Path(__file__).with_name("plain.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["incipit_plain"] = module
+    spec.loader.exec_module(module)
+    return module
