@@ -139,7 +139,6 @@ def recipe(name: str, backbone: Backbone, seeds: int, method: str = "prompt") ->
             "train": {
                 "steps": steps,
                 "batch": 16,
-                "micro_batch": 32,
                 "schedule": "linear",
                 "eval_every": steps // 4,
                 "seeds": list(range(seeds)),

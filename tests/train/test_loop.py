@@ -16,6 +16,7 @@ from incipit import files
 from incipit.batch import Batch, Encoded, collate
 from incipit.errors import Interrupted, TrainingError
 from incipit.train import OptimSettings, Trainee, fit
+from incipit.train.gradients import _parts
 
 
 def starts(trainees: list[Trainee]) -> list[torch.Tensor]:
@@ -206,3 +207,10 @@ def test_rows_are_sorted_by_length_within_a_step_only(toy: ModuleType, tmp_path:
 
     fit([trainee], toy.objective([trainee.module]), toy.settings(steps=1, micro_batch=2), tmp_path, watching)
     assert [len(e.input_ids) for e in seen] == sorted(len(e.input_ids) for e in asked)
+
+
+def test_rows_are_cut_where_they_would_pad_each_other() -> None:
+    rows = [(0, Encoded((1,) * n)) for n in [5] * 20 + [50] * 20]
+    assert [len(part) for part in _parts(rows, 0)] == [20, 20]
+    assert [len(part) for part in _parts(rows[:10] + rows[-5:], 0)] == [15], "too few rows to cut"
+    assert [len(part) for part in _parts(rows, 15)] == [15, 15, 10]

@@ -102,7 +102,8 @@ class TrainTable(Table):
     patience: Whole = 0
     """Stop after this many scores without a better one; 0: never."""
     micro_batch: Whole = 0
-    """Rows of one forward pass, for small memory; the result does not change. 0: all."""
+    """Rows of one forward pass, for small memory; the result does not change. 0: as many
+    as pad each other little."""
     save_every: Whole = 0
     """Steps between checkpoints; 0: at the end only."""
     save_minutes: Annotated[float, Field(ge=0)] = 0.0

@@ -5,4 +5,13 @@ from incipit.train.optim import OptimSettings
 from incipit.train.stream import ExampleStream, PassStream, Stream
 from incipit.train.trainee import FitSettings, Outcome, Trainee
 
-__all__ = ["ExampleStream", "FitSettings", "OptimSettings", "Outcome", "PassStream", "Stream", "Trainee", "fit"]
+__all__ = [
+    "ExampleStream",
+    "FitSettings",
+    "OptimSettings",
+    "Outcome",
+    "PassStream",
+    "Stream",
+    "Trainee",
+    "fit",
+]

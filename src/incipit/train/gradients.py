@@ -6,7 +6,7 @@ Nothing is divided here: the sums are exact parts of the whole, and the trainee 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -56,9 +56,7 @@ def accumulate(
     totals = torch.zeros(trainees + 1, 2, dtype=torch.float64)  # (nll, count) by trainee; (asked, tokens)
     totals[-1, 0] = float(asked)
     bad: dict[int, list[str]] = {}
-    size = micro_batch or len(rows)
-    for first in range(0, len(share), size):
-        part = share[first : first + size]
+    for part in _parts(share, micro_batch):
         batch = collate([e for _, e in part], [k for k, _ in part]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             nll, count = objective(batch)
@@ -71,6 +69,31 @@ def accumulate(
     sums: list[list[float]] = accelerator.reduce(totals.to(device), "sum").tolist()
     *each, (stops, tokens) = sums
     return Sums([nll for nll, _ in each], [count for _, count in each], int(tokens), stops > 0, bad)
+
+
+LEAST, WASTE = 16, 1.25  # rows of a part before it is cut; padded size over real size at which it is cut
+
+
+def _parts(share: Sequence[Row], micro_batch: int) -> Iterator[Sequence[Row]]:
+    """Micro-batches of sorted rows: `micro_batch` rows each, or for 0 as long as they pad little.
+
+    One long text in a batch of short ones would pad them all to its length.
+    """
+    start, total = 0, 0
+    for end, (_, encoded) in enumerate(share):
+        length = len(encoded.input_ids) + len(encoded.target_ids)
+        size = end - start
+        full = (
+            size == micro_batch
+            if micro_batch
+            else size >= LEAST and (size + 1) * length > WASTE * (total + length)
+        )
+        if full:
+            yield share[start:end]
+            start, total = end, 0
+        total += length
+    if share:
+        yield share[start:]
 
 
 def sum_over_processes(params: Iterable[nn.Parameter], accelerator: Accelerator) -> None:

@@ -32,7 +32,7 @@ class FitSettings:
     keep_best: bool = True  # end with the best tensors, not the last
     patience: int = 0  # evaluations without a better score before a trainee stops; 0: never
     log_every: int = 10
-    micro_batch: int = 0  # rows of one forward pass; 0: all
+    micro_batch: int = 0  # rows of one forward pass; 0: as many as pad each other little
     save_every: int = 0  # steps between checkpoints; 0: at the end only
     save_minutes: float = 0.0  # minutes between checkpoints; 0: never
     show: bool = True
