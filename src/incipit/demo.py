@@ -239,7 +239,9 @@ def draw(report: Report, path: files.PathLike) -> None:
     axes.set_xlabel(f"score on the test split, mean of {report.seeds} seed(s)")
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    figure.legend(unique.values(), unique.keys(), loc="outside upper center", ncols=5, frameon=False, fontsize=8)
+    figure.legend(
+        unique.values(), unique.keys(), loc="outside upper center", ncols=5, frameon=False, fontsize=8
+    )
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=140)
     files.atomic_write(path, image.getvalue())
