@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from incipit import artifact, files, record
@@ -157,7 +157,7 @@ def _tune_bundle(
     members = [_member(recipe, seed, backbone) for recipe, seed in chosen]
     recipes = {r.name: r for r, _ in chosen}.values()
     prompts = [m.prompt for m in members]
-    processes = PartialState()
+    processes = Accelerator()
     if overwrite and not resume and processes.is_main_process:
         files.remove_run(folder)
     processes.wait_for_everyone()
@@ -287,7 +287,7 @@ def _finish(member: _Member, outcome: Outcome, backbone: Backbone, folder: Path,
         scores["test"] = evaluate(backbone, prompt, task.test, task.metrics, options, legality=True).scores
     table = recipe.table() | {"seed": member.seed}
     data = {"task": task.data_hash}
-    main = PartialState().is_main_process
+    main = Accelerator().is_main_process
     place = str(folder / member.name) if recipe.train.method == "prompt" else ""
     if place and main:
         assert prompt is not None

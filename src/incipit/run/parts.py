@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from accelerate import PartialState
+from accelerate import Accelerator
 from torch import Tensor
 
 from incipit.assemble import PromptChoice
@@ -19,7 +19,7 @@ from incipit.tasks.task import Task
 def load_backbone(recipe: Recipe) -> Backbone:
     """The backbone that a recipe names."""
     b, device = recipe.backbone, recipe.backbone.device
-    if device == "auto" and (state := PartialState()).num_processes > 1:
+    if device == "auto" and (state := Accelerator()).num_processes > 1:
         device = str(state.device)  # of this process, as accelerate launch hands them out
     return load(b.name, dtype=b.dtype, device=device, revision=b.revision or None, trust_code=b.trust_code)
 
