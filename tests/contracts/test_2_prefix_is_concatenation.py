@@ -1,5 +1,6 @@
 """Prefilled and batched = the plain concatenation of one row: same loss, same gradient, in float64."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor
 
 from incipit.backbones import tiny
-from incipit.prompts import Prompt
+from incipit.injection import Injection
+from incipit.prompts import Framed, Prompt, Reading
 
 
 def gradients(prompts: list[Prompt]) -> list[Tensor]:
@@ -75,10 +77,25 @@ def test_class_scores(world: Any, plain: Any, name: str, readout: str) -> None:
 @pytest.mark.parametrize("name", tiny.names("causal", "encoder-decoder"))
 def test_without_a_prompt(world: Any, plain: Any, name: str) -> None:
     """The bare backbone is the stock model."""
-    from incipit.injection import Injection
-
     encoded = world.rows(name)
     ours = world.backbone(name).loss(world.batch(name, encoded), None)[0]
     nothing = Injection(torch.zeros(1, dtype=torch.int64), inputs=torch.zeros(1, 0, 32, dtype=torch.float64))
     theirs = torch.stack([plain.nll(name, nothing, e) for e in encoded])
     torch.testing.assert_close(ours, theirs, **world.tolerance(name))
+
+
+def test_constant_text_is_text(world: Any, plain: Any, every: str) -> None:
+    """Framed words before the text = the same words at the beginning of the text."""
+    backbone = world.backbone(every)
+    encoder = backbone.family == "encoder"
+    ids = backbone.frequent_ids(30)
+    prompt: Prompt = Framed(backbone.geometry, None, [ids[3], ids[20]], [ids[7]], backbone.embed)
+    if encoder:
+        prompt = Reading(prompt, backbone.readout(["good", "bad", "neutral"], "verbalizer"))
+    encoded = world.rows(every)
+    longer = [replace(e, input_ids=(ids[3], ids[20], ids[7], *e.input_ids)) for e in encoded]
+    ours = world.nll(every, [prompt], encoded, [0] * len(encoded))
+    readout = prompt.injection().readout
+    nothing = Injection(torch.zeros(1, dtype=torch.int64), inputs=torch.zeros(1, 0, 32), readout=readout)
+    theirs = torch.stack([plain.nll(every, nothing, e) for e in longer])
+    torch.testing.assert_close(ours, theirs, **world.tolerance(every))

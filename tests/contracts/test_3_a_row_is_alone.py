@@ -47,7 +47,7 @@ def test_what_a_row_writes(world: Any, plain: Any, writer: str) -> None:
     for way, options in WAYS.items():
         batch = world.batch(writer, encoded, rows, side="left" if way == "beams" else "right")
         together = backbone.generate(batch, world.stack(prompts, batch), options)
-        for i in (0, 2):
+        for i in (0, 2) if way == "greedy" else (2,):
             one = world.batch(writer, [encoded[i]])
             part: Injection = prompts[rows[i]].injection()
             assert backbone.generate(one, part, options) == [together[i]], way
