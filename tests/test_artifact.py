@@ -109,12 +109,12 @@ def test_another_backbone_is_refused_in_words(tmp_path: Path, llama: Backbone) -
     with pytest.raises(ArtifactError) as caught:
         found.prompt(other)
     assert str(caught.value) == (
-        "prompt 'mood' was trained on 'llama', this is 'other': another embedding matrix; "
+        "prompt 'mood' was trained on 'llama', this is 'other': another embedding matrix; other weights; "
         "load that backbone, or train the prompt on this one"
     )
     assert found.prompt(other, force=True).length == 5
     with pytest.raises(
-        ArtifactError, match="another configuration; another embedding matrix; another vocabulary"
+        ArtifactError, match="another configuration; another embedding matrix; other weights; another vocabulary"
     ):
         found.prompt(wrap("gpt2", *tiny.build("gpt2")))
 

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 SCHEMA = 1
 TENSORS, CARD, README = "prompt.safetensors", "card.json", "README.md"
 _CARD = {"name": str, "prompt": dict, "tensors": dict, "backbone": dict, "task": dict}  # what none lacks
-_PARTS = {"config": "configuration", "embeddings": "embedding matrix", "tokenizer": "vocabulary"}
+_PARTS = {
+    "config": "configuration",
+    "embeddings": "embedding matrix",
+    "weights": "weights",
+    "tokenizer": "vocabulary",
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def differences(card: Mapping[str, Any], backbone: Backbone) -> list[str]:
         found.append(f"hidden size {card['hidden']} there, {backbone.geometry.hidden} here")
     for key, text in _PARTS.items():
         if card["fingerprint"].get(key) != backbone.fingerprint[key]:
-            found.append(f"another {text}")
+            found.append(f"other {text}" if key == "weights" else f"another {text}")
     return found
 
 

@@ -47,9 +47,13 @@ def test_the_fingerprint_is_the_models(name: str) -> None:
     half = wrap(name, model.to(torch.bfloat16), tokenizer).fingerprint
     again = tiny.build(name)[0].to(torch.bfloat16).to(torch.float32)  # the same bfloat16 weights, in float32
     single = wrap("elsewhere", again, tokenizer).fingerprint
-    assert single == half and set(half) == {"config", "embeddings", "tokenizer"}
+    assert single == half and set(half) == {"config", "embeddings", "weights", "tokenizer"}
     other = made(name, seed=1).fingerprint
-    assert {k for k in half if half[k] != other[k]} == {"embeddings"}
+    assert {k for k in half if half[k] != other[k]} == {"embeddings", "weights"}
+    with torch.no_grad():  # a copy that was tuned with its embeddings frozen
+        next(p for n, p in sorted(again.named_parameters()) if p.dim() == 2 and "embed" not in n).mul_(1.5)
+    tuned = wrap("elsewhere", again, tokenizer).fingerprint
+    assert "weights" in {k for k in half if half[k] != tuned[k]}
 
 
 def test_the_fingerprint_sees_tokenizer_and_config() -> None:

@@ -63,13 +63,14 @@ class Backbone(Words, ABC):
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """sha256 of configuration, embedding matrix (rounded to bfloat16, so that the dtype does not matter)
-        and vocabulary; computed once."""
+        """sha256 of configuration, embedding matrix, a sample of all weights (both rounded to bfloat16, so that
+        the dtype does not matter) and vocabulary; computed once."""
         if self._fingerprint is None:
             vocabulary = {"tokens": self.tokenizer.get_vocab(), "special": self.tokenizer.special_tokens_map}
             self._fingerprint = {
                 "config": files.sha256_json(_lasting(self.config.to_dict())),
                 "embeddings": files.sha256_tensor(self.table.weight.detach().to(torch.bfloat16)),
+                "weights": files.sha256_tensor(_sampled(self.model)),
                 "tokenizer": files.sha256_json(vocabulary),
             }
         return self._fingerprint
@@ -252,3 +253,13 @@ def near(a: Tensor, b: Tensor, tolerance: float) -> bool:
     loose = 500.0 if a.dtype in (torch.bfloat16, torch.float16) else 1.0
     a, b = a.double(), b.double()
     return bool((a - b).abs().max() <= loose * tolerance * max(1.0, float(a.abs().max())))
+
+
+def _sampled(model: Any, count: int = 64) -> Tensor:
+    """Up to `count` evenly spaced numbers of every floating weight, as bfloat16: tells a fine-tuned copy apart."""
+    parts = [torch.zeros(0, dtype=torch.bfloat16)]
+    for _, weight in sorted(model.named_parameters()):
+        if weight.is_floating_point():
+            flat = weight.detach().flatten()
+            parts.append(flat[:: max(1, flat.numel() // count)][:count].to("cpu", torch.bfloat16))
+    return torch.cat(parts)

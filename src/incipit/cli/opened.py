@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from incipit.errors import ArtifactError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ class Backbones:
         key = (name, dtype, revision)
         if key not in self._loaded:  # trust_code is never taken from a card: it would run a stranger's code
             self._loaded[key] = load(name, dtype=dtype, device="auto", revision=revision or None)
+            for note in self._loaded[key].notes:
+                typer.echo(f"note: {note}", err=True)
         return self._loaded[key]
 
 

@@ -47,7 +47,9 @@ def predict(
     answers: list[Prediction | None] = [None] * len(examples)
     ranked = [i for i, e in enumerate(examples) if mode == "rank" or (mode == "auto" and e.choices)]
     written = [i for i in range(len(examples)) if i not in set(ranked)]
+    options = options or GenerateOptions()
     room = [p.length if p is not None else 0 for p in prompts]
+    more = options.max_new_tokens if backbone.family == "causal" else 0  # an answer stands behind its input
     with torch.no_grad():
         for index in _chunks(ranked, examples, batch):
             part = [examples[i] for i in index]
@@ -69,9 +71,9 @@ def predict(
                     '(decode.mode = "rank"), or use a causal or encoder-decoder backbone'
                 )
             picked, local = _local(prompts, [rows[i] for i in index])
-            encoded = [question(backbone, examples[i], room=room[rows[i]]) for i in index]
+            encoded = [question(backbone, examples[i], room=room[rows[i]] + more) for i in index]
             ready = _batch(backbone, encoded, local)
-            out = backbone.generate(ready, stacked(picked, ready.rows), options or GenerateOptions())
+            out = backbone.generate(ready, stacked(picked, ready.rows), options)
             for i, ids in zip(index, out, strict=True):
                 answers[i] = Prediction(backbone.decode(ids))
     return [a for a in answers if a is not None]

@@ -6,6 +6,7 @@ order, optimiser, dev score and best checkpoint; a step is one batch that mixes 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,8 @@ def tune(
             used = load_backbone(first)
         else:
             used = loaded[key] = loaded.get(key) or load_backbone(first)
+        for note in used.notes if show else ():
+            print(f"note: {note}", file=sys.stderr)
         for tuned in _tune_bundle(members, used, place, resume=resume, overwrite=overwrite, show=show):
             found.setdefault(tuned.record["settings"]["name"], []).append(tuned)
     return [t for r in recipes for t in found[r.name]]
