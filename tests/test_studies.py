@@ -1,0 +1,38 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from incipit import files
+from incipit.recipe import Recipe
+
+STUDIES = Path(__file__).parents[1] / "studies"
+SST2 = sorted((STUDIES / "sst2").glob("*.toml"))
+
+
+def test_no_recipe_was_lost() -> None:
+    assert [p.stem for p in SST2] == ["minilm-head", "minilm-model", "minilm-prefix", "minilm-prompt"]
+
+
+@pytest.mark.parametrize("path", SST2, ids=lambda p: p.stem)
+def test_a_recipe_is_read_and_opens_with_its_command(path: Path) -> None:
+    recipe = Recipe.read(path)
+    assert recipe.name == f"sst2-{path.stem}"
+    assert recipe.spec.labels == {"0": "negative", "1": "positive"}
+    opening = files.read_bytes(path).decode().splitlines()[:3]
+    assert all(line.startswith("# ") for line in opening)
+    assert f"incipit tune {path.name}" in opening[1]
+
+
+def test_the_table_of_records(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("table", STUDIES / "table.py")
+    assert spec is not None and spec.loader is not None
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    for seed, score in enumerate((0.5, 0.7)):
+        files.append_jsonl(
+            tmp_path / "r.jsonl",
+            {"settings": {"name": "a"}, "seed": seed, "scores": {"test": {"accuracy": score}}, "parameters": 1200,
+             "seconds": 3.0},
+        )  # fmt: skip
+    assert table.rows([str(tmp_path / "r.jsonl")]) == [["a", "2", "60.0", "14.1", "50.0, 70.0", "1,200", "3"]]
