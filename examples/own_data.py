@@ -67,6 +67,6 @@ backbone = load_backbone(recipe)
 print("validation:", tuned.scores["validation"])
 
 saved = artifact.load(tuned.place)
-new = {"text": "Water comes through the ceiling"}
+new = {"text": "The tap in the bath will not stop dripping"}
 (answer,) = incipit.predict(backbone, [saved.prompt(backbone)], [ask(saved.task, new)])
 print(new["text"], "->", answer.text)

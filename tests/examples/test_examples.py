@@ -9,7 +9,7 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "examples"
 LINES = {
     "tune.py": ("bert", "bytes of numbers in"),
-    "own_data.py": ("bert", "Water comes through the ceiling -> "),
+    "own_data.py": ("bert", "The tap in the bath will not stop dripping -> "),
     "many_prompts.py": ("bert", "the mixed batch answers as each prompt alone: True"),
     "chat.py": ("llama", "answer: "),
 }
