@@ -114,7 +114,8 @@ def test_another_backbone_is_refused_in_words(tmp_path: Path, llama: Backbone) -
     )
     assert found.prompt(other, force=True).length == 5
     with pytest.raises(
-        ArtifactError, match="another configuration; another embedding matrix; other weights; another vocabulary"
+        ArtifactError,
+        match="another configuration; another embedding matrix; other weights; another vocabulary",
     ):
         found.prompt(wrap("gpt2", *tiny.build("gpt2")))
 

@@ -30,7 +30,7 @@ SHOTS = {
     "generative": 4,
 }  # per class for the class means; demonstrations that fit the small context
 TUNED_WHOLE = "questions"  # the task whose model tuning is shown for comparison
-STEPS = {"encoder": 100, "generative": 300, "model": 60}
+STEPS = {"encoder": 120, "generative": 300, "model": 60}
 OPTIONS = DecodeOptions(batch=64, generate=GenerateOptions(max_new_tokens=12))
 Say = Callable[[str], None]
 
