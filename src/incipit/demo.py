@@ -96,6 +96,8 @@ def run(
             for task in [t for t in members if not t.labels]:
                 say(f"{task.name}: left out, because {name} is an encoder and writes no text")
             members = [t for t in members if t.labels]
+        if not members:
+            continue
         say(f"{name}: {model.parameters / 1e6:.1f}M frozen parameters, {len(members)} task(s)")
         rows = {t.name: _baselines(model, name, t, seeds) for t in members}
         tuned = _prompts(
@@ -115,8 +117,9 @@ def run(
             rows[TUNED_WHOLE].model_tuning = _whole(name, TUNED_WHOLE, place, overwrite)
     report.mixed_batch_equal = mixed_equal
     report.seconds = time.monotonic() - started
-    report.figure = str(place / "demo.png")
-    draw(report, report.figure)
+    if report.rows:
+        report.figure = str(place / "demo.png")
+        draw(report, report.figure)
     return report
 
 

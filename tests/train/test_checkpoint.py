@@ -1,6 +1,7 @@
 """Wherever a run was killed, the rest of it is the same bytes; a refused write leaves the last state."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -147,15 +148,19 @@ def test_two_processes_equal_one(toy: ModuleType, tmp_path: Path) -> None:
         sys.executable,
         "-m",
         "accelerate.commands.launch",
-        "--cpu",
+        "--multi_gpu",  # with --cpu, accelerate 1.15 starts a single process
         "--num_processes",
         "2",
         "--num_machines",
         "1",
     ]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    done = subprocess.run([*launch, str(TOY), str(tmp_path / "two")], capture_output=True, text=True)
+    given = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, str(TOY), str(tmp_path / "two")], capture_output=True, text=True, env=given
+    )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("of 2 processes") == 2, done.stdout
     one, two = checkpoint.load(tmp_path / "one"), checkpoint.load(tmp_path / "two")
     assert one is not None and two is not None
     assert one.tensors.keys() == two.tensors.keys()

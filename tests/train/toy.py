@@ -3,6 +3,7 @@
 As a script: python toy.py FOLDER [--resume] [--slow]: two prompts, 40 steps, a checkpoint every 3 steps.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -93,3 +94,4 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     pace = 0.02 if "--slow" in sys.argv else 0.0
     train(Path(sys.argv[1]), trainees(), settings(save_every=3), slow=pace, resume="--resume" in sys.argv)
+    print(f"one of {os.environ.get('WORLD_SIZE', '1')} processes")
