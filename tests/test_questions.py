@@ -82,3 +82,9 @@ def test_a_file_of_records_or_of_lines(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": 1}\n{"text"\n')
     with pytest.raises(DataError, match=r"bad\.jsonl:2"):
         read_file(str(tmp_path / "bad.jsonl"))
+
+
+def test_a_prompt_of_demonstrations_is_refused() -> None:
+    form = {"kind": "classification", "input": "{text}", "words": ["bad", "good"], "demonstrations": 4}
+    with pytest.raises(DataError, match="trained with 4 worked examples before each input"):
+        ask(form, "Fine film.")

@@ -34,6 +34,11 @@ def ask(form: Mapping[str, Any], asked: Asked, source: str = "") -> Example:
 
     Raises DataError for a record that lacks a field, and for a text where the form reads several fields.
     """
+    if form.get("demonstrations"):
+        raise DataError(
+            f"the prompt was trained with {form['demonstrations']} worked examples before each input, which are not "
+            "kept with it: score it by `incipit evaluate`, or train it without demonstrations"
+        )
     wanted = fields(form)
     if isinstance(asked, str):
         if len(wanted) != 1:
