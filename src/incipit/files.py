@@ -259,6 +259,16 @@ def remove_run(folder: PathLike) -> None:
             (Path(folder) / name).unlink(missing_ok=True)
 
 
+def remove_parts(folder: PathLike) -> None:
+    """Remove what writers left unfinished in a folder when they were killed; nobody else may be writing there."""
+    for part in Path(folder).glob(".*.part"):
+        with storage(part, "removing"):
+            if part.is_dir():
+                shutil.rmtree(part)
+            else:
+                part.unlink(missing_ok=True)
+
+
 def is_remote(place: PathLike) -> bool:
     """Whether a place is a URL that fsspec resolves (s3://, hf://, memory://) and not a local path."""
     return "://" in os.fspath(place)

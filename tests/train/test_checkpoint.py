@@ -174,3 +174,11 @@ def test_two_processes_equal_one(toy: ModuleType, tmp_path: Path) -> None:
     assert records[0]["loss"] == pytest.approx(
         files.read_jsonl(tmp_path / "one" / "metrics.jsonl")[0]["loss"]
     )
+
+
+def test_what_a_killed_writer_left_is_removed(toy: ModuleType, tmp_path: Path) -> None:
+    toy.train(tmp_path, toy.trainees(), toy.settings(steps=3))
+    files.atomic_write(tmp_path / ".checkpoint.safetensors.abc.part", b"half")
+    files.atomic_write(tmp_path / ".mood.abc.part" / "card.json", b"{")
+    toy.train(tmp_path, toy.trainees(), toy.settings(steps=3), resume=True)
+    assert [f.name for f in tmp_path.iterdir() if f.name.startswith(".")] == []

@@ -150,6 +150,7 @@ def _resume(
         checkpoint.restore_rng(state.group("rng"))
     if main:  # records written after the checkpoint will be written again
         files.truncate(folder / progress.FILE, state.records if state else 0)
+        files.remove_parts(folder)
     return (state.step, state.seconds) if state else (0, 0.0)
 
 
