@@ -43,3 +43,21 @@ def test_the_table_of_records(tmp_path: Path) -> None:
              "seconds": 3.0},
         )  # fmt: skip
     assert table.rows([str(tmp_path / "r.jsonl")]) == [["a", "2", "60.0", "14.1", "50.0, 70.0", "1,200", "3"]]
+
+
+def test_the_numbers_of_the_pages_are_those_of_the_records() -> None:
+    spec = importlib.util.spec_from_file_location("table", STUDIES / "table.py")
+    assert spec is not None and spec.loader is not None
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    found = table.rows([str(p) for p in sorted((STUDIES / "sst2" / "records").glob("*.jsonl"))])
+    assert len(found) == 10
+    page = files.read_bytes(STUDIES / "sst2" / "README.md").decode()
+    for name, seeds, mean, deviation, *_ in found:
+        assert seeds == ("1" if name.endswith("zero-shot") else "3")
+        assert f"| {mean} ± {deviation} |" in page if deviation else f"| {mean} |" in page, name
+    front = files.read_bytes(STUDIES.parent / "README.md").decode()
+    for name, row in files.read_json(STUDIES / "demo" / "demo.json")["tasks"].items():
+        backbone = row["backbone"]
+        shown = f"| {row['few_shot']:.2f} | {row['prompt_tuning']:.2f} |"
+        assert any(shown in line and backbone in line for line in front.splitlines()), (name, shown)
