@@ -32,6 +32,7 @@ from incipit.tasks.metrics import METRICS
 from incipit.tasks.task import Task
 from incipit.train import ExampleStream, FitSettings, OptimSettings, Outcome, PassStream, Stream, Trainee, fit
 from incipit.train.checkpoint import FILE as CHECKPOINT
+from incipit.train.trainee import FREE
 
 
 @dataclass(frozen=True)
@@ -190,11 +191,7 @@ def _tune_bundle(
 def _same(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe must not change when its run is resumed."""
     table = recipe.table()
-    train = {
-        k: v
-        for k, v in table["train"].items()
-        if k not in ("micro_batch", "save_every", "save_minutes", "tensorboard")
-    }
+    train = {k: v for k, v in table["train"].items() if k not in FREE}
     return {**table, "train": train}
 
 
