@@ -1,7 +1,7 @@
 """The main job in minutes: one frozen model learns several tasks, each in a prompt of a few kilobytes.
 
 Per built-in task: majority class, zero-shot, few-shot, prompt tuning (all tasks of a backbone as one bundle), and for
-one task model tuning; then one batch that mixes all prompts, checked against each prompt alone.
+one task model tuning; then, per model, one batch that mixes its prompts, checked against each prompt alone.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def run(
         plan.setdefault(backbone or (ENCODER if task.labels else GENERATIVE), []).append(task)
     mixed_equal = True
     for name, members in plan.items():
-        model = load(name, dtype=fastest_dtype(), device="auto")
+        model = load(name, dtype=fastest_dtype("auto"), device="auto")
         if isinstance(model, EncoderBackbone):
             for task in [t for t in members if not t.labels]:
                 say(f"{task.name}: left out, because {name} is an encoder and writes no text")
@@ -130,13 +130,16 @@ def recipe(name: str, backbone: Backbone, seeds: int, method: str = "prompt") ->
     whole = {
         "method": "model",
         "lr": 0.01,
-        "precision": "bfloat16" if fastest_dtype() == "bfloat16" else "float32",
+        "precision": "bfloat16" if fastest_dtype("auto") == "bfloat16" else "float32",
     }
     rates = whole if method == "model" else {"lr": 0.2 if encoder else 0.1}
     return Recipe.of(
         {
             "name": name,
-            "backbone": {"name": backbone.name, "dtype": "float32" if method == "model" else fastest_dtype()},
+            "backbone": {
+                "name": backbone.name,
+                "dtype": "float32" if method == "model" else fastest_dtype("auto"),
+            },
             "prompt": {"kind": "none"} if method == "model" else {"length": 20},
             "task": {"builtin": name},
             "train": {

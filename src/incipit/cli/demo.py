@@ -44,7 +44,7 @@ def demo(
     """Learn several tasks with one frozen model.
 
     Per built-in task: majority class, zero-shot, few-shot and prompt tuning; for one task model tuning; then
-    one batch that mixes all prompts, compared with each prompt alone.
+    a batch per model that mixes its prompts, compared with each prompt alone.
     """
     from incipit import demo as demonstration
 
@@ -65,7 +65,7 @@ def demo(
         ],
     )  # fmt: skip
     equal = "the same as" if report.mixed_batch_equal else "DIFFERENT from"
-    typer.echo(f"\nOne batch that mixes all prompts; its answers are {equal} those of each prompt alone:")
+    typer.echo(f"\nA batch per model mixes its prompts; its answers are {equal} those of each prompt alone:")
     output.table(["task", "input", "answer"], report.mixed)
     typer.echo(f"\n{report.seconds:.0f} s; figure: {report.figure}; prompts: {', '.join(report.places)}")
     typer.echo(NEXT.format(first=report.places[0]))

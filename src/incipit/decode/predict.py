@@ -46,7 +46,7 @@ def predict(
     rows = list(rows) if rows is not None else [0] * len(examples)
     answers: list[Prediction | None] = [None] * len(examples)
     ranked = [i for i, e in enumerate(examples) if mode == "rank" or (mode == "auto" and e.choices)]
-    written = [i for i in range(len(examples)) if i not in set(ranked)]
+    written = sorted(set(range(len(examples))) - set(ranked))
     options = options or GenerateOptions()
     room = [p.length if p is not None else 0 for p in prompts]
     more = options.max_new_tokens if backbone.family == "causal" else 0  # an answer stands behind its input

@@ -158,8 +158,9 @@ def _tune_bundle(
 ) -> list[Tuned]:
     started = time.monotonic()
     _check_places([_name(r, seed) for r, seed in chosen], folder, resume, overwrite)
-    members = [_member(recipe, seed, backbone) for recipe, seed in chosen]
     recipes = {r.name: r for r, _ in chosen}.values()
+    tasks = {r.name: r.load_task() for r in recipes}  # read once, whatever the number of seeds
+    members = [_member(recipe, seed, backbone, tasks[recipe.name]) for recipe, seed in chosen]
     prompts = [m.prompt for m in members]
     processes = Accelerator()
     if overwrite and not resume and processes.is_main_process:
@@ -195,8 +196,7 @@ def _same(recipe: Recipe) -> dict[str, Any]:
     return {**table, "train": train}
 
 
-def _member(recipe: Recipe, seed: int, backbone: Backbone) -> _Member:
-    task = recipe.load_task()
+def _member(recipe: Recipe, seed: int, backbone: Backbone, task: Task) -> _Member:
     choice = prompt_choice(recipe)
     train, whole = recipe.train, recipe.train.method == "model"
     prompt = make_prompt(choice, backbone, task.labels, seed)

@@ -17,6 +17,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ class Task:
         held = [name for name in self.splits if not (name == "train" and self.spec.streaming)]
         return {name: len(self.examples(name)) for name in held}
 
-    @property
+    @cached_property
     def data_hash(self) -> str:
         """sha256 over the canonical examples of all splits as delivered; of a stream, over its address."""
         digest = hashlib.sha256()
