@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 FITS := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: setup demo test check docs clean
+.PHONY: setup demo test check docs bench clean
 
 setup: $(READY)
 
@@ -27,6 +27,10 @@ check: $(READY)
 
 docs: $(READY)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
+
+# Everything but W6 and W7, which need SST-2: BENCH="--data FOLDER", or "--only w1", or "--device cuda".
+bench: $(READY)
+	@$(BIN)/python -m benchmarks $(BENCH)
 
 clean:
 	@rm -rf site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

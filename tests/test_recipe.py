@@ -110,6 +110,7 @@ def test_all_problems_at_once() -> None:
         ("prompt.text=x", "prompt.text: only prompt.start = \"text\" reads it; got 'x'; remove it, or set"),
         ('prompt.sites=["decoder"]', 'prompt.sites: only prompt.kind = "prefix" reads it'),
         ("prompt.hidden=64", 'prompt.hidden: only prompt.reparametrise = "mlp" or "lstm" reads it; got 64'),
+        ('prompt.attention="isolatd"', 'prompt.attention: needs one of "joint", "isolated"; got'),
         ("prompt.head_lr=1", 'prompt.head_lr: only prompt.readout = "head" reads it; got 1'),
         ("prompt.layout=a {sft} {soft}", "prompt.layout: no part is named {sft}; got 'a {sft} {soft}'; did"),
         ("prompt.layout={soft}{soft}", "prompt.layout: names {soft} 2 times; got '{soft}{soft}'; write"),
@@ -126,6 +127,16 @@ def test_all_problems_at_once() -> None:
 def test_one_problem(setting: str, problem: str) -> None:
     (found,) = problems(REVIEWS, setting)
     assert found.startswith(problem)
+
+
+def test_what_cannot_be_isolated() -> None:
+    (found,) = problems(REVIEWS, "prompt.kind=prefix", "prompt.attention=isolated")
+    assert found.startswith('prompt.attention: keys and values never see the input; got "isolated" with')
+    model = ("train.method=model", "prompt.kind=none", "prompt.attention=isolated")
+    (found,) = problems(REVIEWS, *model)
+    assert found.startswith('prompt.attention: only prompt.kind = "input" or prompt.layout reads it')
+    assert Recipe.of(REVIEWS, [*model, "prompt.layout=Sort."]).prompt.attention == "isolated"
+    assert Recipe.of(REVIEWS).table()["prompt"]["attention"] == "joint"  # named, also where it is the default
 
 
 def test_text_stands_behind_keys_and_values() -> None:

@@ -85,6 +85,28 @@ def test_recipe_to_artifact_to_answer(tmp_path: Path, models: dict[str, str], fa
     assert {"commit", "dirty", "versions", "machine"} <= set(row["provenance"])
 
 
+def test_an_isolated_prompt_is_named_wherever_it_goes(tmp_path: Path, models: dict[str, str]) -> None:
+    chosen = recipe(models["t5"], prompt={"attention": "isolated"})
+    (done,) = tune([chosen], tmp_path / "run", show=False)
+    saved = artifact.load(done.place)
+    assert saved.card["prompt"]["kind"] == "isolated"
+    assert saved.card["recipe"]["prompt"]["attention"] == "isolated"
+    assert done.record["settings"]["prompt"]["attention"] == "isolated"
+
+    backbone = wrap(models["t5"], *tiny.build("t5"))
+    examples = list(chosen.load_task().test)
+    given = predict(backbone, [saved.prompt(backbone)], examples)
+    assert [p.probabilities for p in given] == [
+        p.probabilities for p in predict(backbone, [done.prompt], examples)
+    ]
+
+    from_it = {"start": "given", "source": done.place}
+    (again,) = tune([recipe(models["t5"], prompt=from_it, name="joint")], tmp_path / "more", show=False)
+    assert (
+        artifact.load(again.place).card["prompt"]["kind"] != "isolated"
+    )  # rows are lent, the way they are read not
+
+
 def test_the_prompt_moves_and_the_backbone_does_not(tmp_path: Path, models: dict[str, str]) -> None:
     backbone = wrap("llama", *tiny.build("llama"))
     before = {n: p.clone() for n, p in backbone.model.named_parameters()}

@@ -18,6 +18,8 @@ def test_no_recipe_was_lost() -> None:
         "minilm-model",
         "minilm-prefix",
         "minilm-prompt",
+        "t5-model",
+        "t5-prompt",
     ]
 
 
@@ -51,7 +53,7 @@ def test_the_numbers_of_the_pages_are_those_of_the_records() -> None:
     table = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(table)
     found = table.rows([str(p) for p in sorted((STUDIES / "sst2" / "records").glob("*.jsonl"))])
-    assert len(found) == 10
+    assert len(found) == 14
     page = files.read_bytes(STUDIES / "sst2" / "README.md").decode()
     for name, seeds, mean, deviation, *_ in found:
         assert seeds == ("1" if name.endswith("zero-shot") else "3")

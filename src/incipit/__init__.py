@@ -24,6 +24,7 @@ _HOME = {
     "InputPrompt": "incipit.prompts",
     "InteropError": "incipit.errors",
     "Interrupted": "incipit.errors",
+    "Isolated": "incipit.prompts",
     "PrefixPrompt": "incipit.prompts",
     "PromptChoice": "incipit.assemble",
     "PromptError": "incipit.errors",
@@ -38,6 +39,7 @@ _HOME = {
     "evaluate": "incipit.evaluation",
     "make_prompt": "incipit.assemble",
     "predict": "incipit.decode",
+    "sweep": "incipit.run",
     "tune": "incipit.run",
 }
 

@@ -248,6 +248,8 @@ def model_card(card: Mapping[str, Any]) -> str:
     ]
     if task.get("words"):
         body.append(f"- label words: {', '.join(task['words'])}")
+    if card["prompt"].get("kind") == "isolated":
+        body.append("- attention: isolated (the prompt does not see the input)")
     for split, values in scores.items():
         body.append(f"- {split}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
     body += ["", "Use it:", "", "```bash", 'incipit predict THIS_FOLDER --text "your text"', "```", ""]

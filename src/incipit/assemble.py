@@ -16,6 +16,7 @@ from incipit.errors import PromptError, nearest
 from incipit.prompts import (
     Framed,
     InputPrompt,
+    Isolated,
     PrefixPrompt,
     Prompt,
     Reading,
@@ -27,6 +28,7 @@ from incipit.prompts.prefix import rows_of
 from incipit.prompts.starts import STARTS, Slots, labelled, sampled, uniform, worded
 
 KINDS = ("input", "prefix", "none")
+ATTENTIONS = ("joint", "isolated")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class PromptChoice:
     start: see prompts/starts.py; text for the start "text"; given(backbone) -> rows [P, W] for the start "given".
     layout: constant text around {soft}; "" for the family's own. vocabulary: how many pieces are sampled from.
     reparametrise: "", "mlp" or "lstm" with `hidden` units. readout: "words", "verbalizer" or "head" (encoders).
+    attention: "joint" (prompt and input see each other) or "isolated" (the prompt sees only itself).
     """
 
     kind: str = "input"
@@ -50,6 +53,7 @@ class PromptChoice:
     hidden: int = 128
     vocabulary: int = 5000
     readout: str = "words"
+    attention: str = "joint"
 
 
 def make_prompt(
@@ -61,11 +65,21 @@ def make_prompt(
     """
     if choice.kind not in KINDS:
         raise PromptError(f"unknown prompt kind {choice.kind!r}" + nearest(choice.kind, KINDS))
+    if choice.attention not in ATTENTIONS:
+        raise PromptError(
+            f"unknown prompt attention {choice.attention!r}" + nearest(choice.attention, ATTENTIONS)
+        )
     rows = None if choice.kind == "none" else _started(choice, backbone, words, seed)
     inner: Prompt | None = rows
     if rows is not None and choice.reparametrise:
         inner = Reparametrised(rows, choice.reparametrise, choice.hidden, seed)
     prompt = framed(inner, backbone, choice.layout or default_layout(choice.kind, backbone))
+    if choice.attention == "isolated":
+        if prompt is None:
+            raise PromptError(
+                'prompt.attention = "isolated": there is no prompt to isolate; write constant text into the layout'
+            )
+        prompt = Isolated(backbone.geometry, prompt)
     if isinstance(backbone, EncoderBackbone):
         if not words:
             raise PromptError(

@@ -37,7 +37,7 @@ class Geometry:
     family: "causal", "encoder-decoder" or "encoder". hidden: H. vocab: V. max_length: positions, prompt
     included. embedding_rms: root mean square of the coordinates of all token embeddings; the unit of the
     learning rate. sites: per site the shape of every layer that can take keys and values; why_no_sites says
-    why there is none.
+    why there is none. isolates: whether a prompt can be read without seeing the input; why_joint says why not.
     """
 
     family: str
@@ -47,6 +47,8 @@ class Geometry:
     max_length: int
     sites: Mapping[str, tuple[LayerShape, ...]] = field(default_factory=dict)
     why_no_sites: str = ""
+    isolates: bool = False
+    why_joint: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ class Injection:
 
     rows [B] int64: row i reads prompt rows[i]. inputs [K, P, H]: virtual token embeddings, before the
     (encoder) input tokens. keys, values: site -> per layer [K, N, P', D], seen before the inputs. live [K, P]
-    and key_live [K, P'] bool: which positions exist. Raises PromptError when shapes disagree.
+    and key_live [K, P'] bool: which positions exist. isolated: the input tokens see the prompt, the prompt sees
+    itself alone; what was prefilled so has keys that stand at the P' positions right before the text (others have
+    no position). Raises PromptError when shapes disagree.
     """
 
     rows: Tensor
@@ -100,10 +104,20 @@ class Injection:
     live: Tensor | None = None
     key_live: Tensor | None = None
     readout: Readout | None = None
+    isolated: bool = False
 
     def __post_init__(self) -> None:
         if set(self.keys) != set(self.values):
             raise PromptError(f"keys are given at {sorted(self.keys)} but values at {sorted(self.values)}")
+        if (
+            self.isolated
+            and self.keys
+            and (self.inputs is not None or set(self.keys) != {"encoder", "cross"})
+        ):
+            raise PromptError(
+                f"an isolated prompt enters at the input alone, this one at {_places(self)}: keys and values "
+                "never see the input, so leave them joint"
+            )
         if self.inputs is None and not self.keys and self.readout is None:
             raise PromptError("an Injection carries nothing: give inputs, keys and values, or a readout")
         if self.inputs is not None:
@@ -191,6 +205,10 @@ class Injection:
                     f"prompt {i} enters elsewhere than prompt 0 ({_places(part)} against "
                     f"{_places(first)}): run them in separate batches, or prefill both"
                 )
+            if part.isolated != first.isolated:
+                raise PromptError(
+                    f"prompt {i} is {_attention(part)}, prompt 0 {_attention(first)}: run them in separate batches"
+                )
         inputs = live = key_live = None
         if first.inputs is not None:
             length = max(_some(p.live).shape[1] for p in parts)
@@ -205,7 +223,7 @@ class Injection:
                 keys[site] = _joined([p.keys[site] for p in parts], length)
                 values[site] = _joined([p.values[site] for p in parts], length)
         readout = _stack_readouts([p.readout for p in parts])
-        return Injection(rows, inputs, keys, values, live, key_live, readout)
+        return Injection(rows, inputs, keys, values, live, key_live, readout, first.isolated)
 
 
 def _grown(tensor: Tensor, length: int, dim: int) -> Tensor:
@@ -220,6 +238,10 @@ def _joined(parts: Sequence[tuple[Tensor, ...]], length: int) -> tuple[Tensor, .
 
 def _places(part: Injection) -> str:
     return " + ".join((["inputs"] if part.inputs is not None else []) + sorted(part.keys)) or "nowhere"
+
+
+def _attention(part: Injection) -> str:
+    return "isolated" if part.isolated else "joint"
 
 
 def _some(tensor: Tensor | None) -> Tensor:

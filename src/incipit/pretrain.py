@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from incipit import files
+from incipit.backbones import load
 from incipit.batch import IGNORE, Batch, Encoded, collate
 from incipit.errors import RecipeError, nearest
 from incipit.tasks import raw, vocabulary
@@ -58,6 +59,7 @@ class PretrainSettings:
     )  # from this share of the run on
     validation_blocks: int = 64
     units: Mapping[str, float] = field(default_factory=dict)  # learning-rate unit by parameter name
+    embeddings: str = ""  # a backbone from which the embeddings of common pieces start ("builtin:lm")
     export_minutes: float = 10.0
     seed: int = 0
     note: str = ""  # for the card: where the text comes from, its licence
@@ -214,14 +216,16 @@ def pretrain(
 
     ids, held = tokens(settings.corpus, "train"), tokens(settings.validation, "validation")
     model = build(settings, tokenizer)
+    if settings.embeddings:
+        lend_embeddings(settings.embeddings, model, tokenizer)
     loss = objective(model)
     total = settings.fit.steps * settings.fit.batch
     stages = [(round(share * total), dict(mix)) for share, mix in settings.stages]
     stream = _stream(ids, settings, tokenizer, stages)
     rows = _stream(held, settings, tokenizer, [(0, stages[-1][1])]).next(settings.validation_blocks)
 
-    def evaluate() -> dict[str, float]:
-        return held_out(loss, rows, settings.fit.precision)
+    def evaluate(live: Sequence[int]) -> dict[int, dict[str, float]]:
+        return {k: held_out(loss, rows, settings.fit.precision) for k in live}
 
     exported = [time.monotonic()]
 
@@ -231,13 +235,14 @@ def pretrain(
             exported[0] = time.monotonic()
 
     identity = {"model": model.config.to_diff_dict(), "seed": settings.seed, "tokens": len(ids)}
-    trainee = Trainee(settings.name, model, stream, evaluate, units=settings.units)
+    trainee = Trainee(settings.name, model, stream, settings.units)
     fit(
         [trainee],
         loss,
         settings.fit,
         folder,
         collate,
+        evaluate=evaluate,
         identity=identity,
         resume=resume,
         allow=allow,
@@ -246,6 +251,28 @@ def pretrain(
     if not files.exists(folder / "export" / "config.json"):
         export(model, tokenizer, settings, folder, settings.fit.steps, len(ids))
     return folder / "export"
+
+
+def lend_embeddings(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Start the embeddings of pieces that both know from backbone `name`, at this model's scale; returns how many.
+
+    Raises RecipeError where the widths differ or no piece is common.
+    """
+    lender: Any = load(name, dtype="float32")
+    table: Any = model.get_input_embeddings().weight
+    theirs = lender.table.weight.detach()
+    known = lender.tokenizer.get_vocab()
+    pairs = [(i, known[piece]) for piece, i in tokenizer.get_vocab().items() if piece in known]
+    if theirs.shape[1] != table.shape[1] or not pairs:
+        raise RecipeError(
+            f"embeddings = {name!r}: it has width {theirs.shape[1]} and {len(pairs)} pieces in common, this model "
+            f"width {table.shape[1]}: name a backbone of the same width and a like vocabulary, or none"
+        )
+    ours, there = (torch.tensor(part) for part in zip(*pairs, strict=True))
+    with torch.no_grad():
+        scale = table.square().mean().sqrt() / theirs[there].square().mean().sqrt()
+        table[ours] = theirs[there] * scale
+    return len(pairs)
 
 
 def _stream(

@@ -50,6 +50,43 @@ def test_tune_shows_progress_unless_quiet(call: Call, tuned: Run, tmp_path: Path
     assert quiet.lines[0] == "prompt\tseed\tbest step\tvalidation\ttest\tartifact"
 
 
+def test_tune_sweeps_and_says_which_is_best(call: Call, tuned: Run, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "one.toml", tuned.backbone)
+    line = ["tune", recipe, "--quiet", "--folder", tmp_path / "out", "--sweep", "lr=0.01,0.3",
+            "--sweep", "prompt.length=4,6", "--seeds", "2", "--json", tmp_path / "swept.json"]  # fmt: skip
+    done = call(*line)
+    assert done.code == 0, done.err
+    table, best, figure = done.lines[:5], done.lines[5], done.lines[6]
+    assert table[0] == "combination\tmetric\tseeds\tdev mean\tdev sd\ttest mean\ttest sd\t"
+    found = [row.split("\t") for row in table[1:]]
+    assert [row[0] for row in found] == [
+        "one-lr0.01-length4", "one-lr0.01-length6", "one-lr0.3-length4", "one-lr0.3-length6",
+    ]  # fmt: skip
+    (chosen,) = [row for row in found if row[-1] == "best"]
+    assert float(chosen[3]) == max(float(row[3]) for row in found)
+    assert [bool(row[5]) for row in found] == [row is chosen for row in found]  # one has a test score
+    places = [str(tmp_path / "out" / f"{chosen[0]}-s{seed}") for seed in (0, 1)]
+    assert best == f"best on dev: {chosen[0]}: {', '.join(places)}"
+    assert figure == f"figure: {tmp_path / 'out' / 'sweep.png'}"
+    told = files.read_json(tmp_path / "swept.json")
+    assert [row["name"] for row in told["combinations"] if row["best"]] == [chosen[0]]
+    assert len(told["prompts"]) == 8 and told["combinations"][3]["values"] == {
+        "train.lr": 0.3,
+        "prompt.length": 6,
+    }
+    assert call(*line, "--resume").lines == done.lines
+
+
+def test_tune_refuses_a_sweep_that_it_cannot_read(call: Call, tuned: Run, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "one.toml", tuned.backbone)
+    wrong = call("tune", recipe, "--sweep", "lenght=3,4")
+    assert (
+        wrong.code == 1
+        and "--sweep lenght=3,4: unknown key 'lenght'; did you mean 'prompt.length'?" in wrong.err
+    )
+    assert call("tune", recipe, "--seeds", "0").code == 2
+
+
 def test_evaluate_repeats_the_score_of_the_run(call: Call, tuned: Run, tmp_path: Path) -> None:
     found = rows(call("evaluate", tuned.shop, tuned.desk, "--json", tmp_path / "scores.json"))
     assert [(row["prompt"], row["task"], row["split"]) for row in found] == [

@@ -1,7 +1,8 @@
 """Every kind of prompt on every family of tiny backbones, in float64; each contract asks for a `case` of them.
 
 A case is "backbone/kind". A kind reads from outside in: "head:framed(mlp(input))" is a Reading by a linear head of a
-Framed prompt around a Reparametrised InputPrompt; "prefix@encoder+cross" is a PrefixPrompt at two sites.
+Framed prompt around a Reparametrised InputPrompt; "prefix@encoder+cross" is a PrefixPrompt at two sites; what
+"isolated(...)" holds does not see the input.
 """
 
 import importlib.util
@@ -14,13 +15,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.models.mt5 import modeling_mt5
+from transformers.models.t5 import modeling_t5
+from transformers.models.umt5 import modeling_umt5
 
 from incipit.backbones import Backbone, tiny, wrap
 from incipit.batch import Batch, Encoded, collate
 from incipit.injection import Injection
-from incipit.prompts import Framed, InputPrompt, PrefixPrompt, Prompt, Reading, Reparametrised
+from incipit.prompts import Framed, InputPrompt, Isolated, PrefixPrompt, Prompt, Reading, Reparametrised
 
 SITES = {"causal": ["decoder"], "encoder-decoder": ["encoder", "decoder", "cross"], "encoder": ["encoder"]}
+ISOLATING = ("t5", "t5-gated", "mt5", "umt5")  # their encoders have relative positions
 READOUTS = ("words", "verbalizer", "head")
 LABELS = ("good", "bad", "neutral")
 # Their norms, and the softmax of gemma2, are computed in float32 whatever the model's type (transformers 5.23).
@@ -44,6 +49,13 @@ def kinds(name: str) -> list[str]:
     found = ["input", *prefixes]
     found += [f"{net}({r})" for net in ("mlp", "lstm") for r in rows]
     found += [f"framed({r})" for r in rows] + [f"framed(mlp({r}))" for r in rows]
+    if name in ISOLATING:
+        found += [
+            "isolated(input)",
+            "isolated(mlp(input))",
+            "isolated(framed(input))",
+            "isolated(framed(mlp(input)))",
+        ]
     if family != "encoder":
         return found
     return [f"{r}:{found[0]}" for r in READOUTS] + [
@@ -101,6 +113,8 @@ class World:
             how, inner = kind.split(":")
             made = self._made(backbone, inner, length, source)
             return Reading(made, backbone.readout(LABELS, how), trained=how == "head")
+        if kind.startswith("isolated("):
+            return Isolated(backbone.geometry, self._made(backbone, kind[9:-1], length, source))
         if kind.startswith(("mlp(", "lstm(")):
             rows = self._made(backbone, kind[kind.index("(") + 1 : -1], length, source)
             return Reparametrised(rows, kind[: kind.index("(")], hidden=8, seed=source.initial_seed())
@@ -153,6 +167,19 @@ class World:
         """[B] by the library."""
         batch = self.batch(case, encoded, rows, side)
         return self.backbone(case).loss(batch, self.stack(prompts, batch))[0]
+
+
+def square_root_norm(self: Any, hidden: Tensor) -> Tensor:
+    """x / RMS(x) * w, in the type of x."""
+    return self.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+@pytest.fixture(autouse=True)
+def norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T5's norms round their mean square to float32 (transformers 5.23), so two ways that agree to 1e-16 before a norm
+    may differ by 1e-7 after it. A float64 comparison needs them in float64."""
+    for norm in (modeling_t5.T5LayerNorm, modeling_mt5.MT5LayerNorm, modeling_umt5.UMT5LayerNorm):
+        monkeypatch.setattr(norm, "forward", square_root_norm)
 
 
 @pytest.fixture(scope="session")

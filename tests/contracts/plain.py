@@ -2,6 +2,7 @@
 
 Input rows are concatenated before the embedded text. Keys and values of a causal model are an ordinary filled cache.
 Those of the other families enter in an attention that is spelled softmax(q [P_K; K]^T) [P_V; V].
+An isolated prompt is the joint row under an encoder mask that forbids the prompt to look at the text.
 """
 
 from typing import Any
@@ -84,10 +85,21 @@ def embedded(name: str, part: Injection, encoded: Encoded, target: bool) -> Tens
     return torch.cat([*rows, text])[None]
 
 
+def isolating(length: int, total: int) -> Tensor:
+    """What is added to the scores [1, 1, S, S]: the first `length` positions do not look at the others."""
+    mask = torch.zeros(1, 1, total, total, dtype=torch.float64)
+    mask[..., :length, length:] = torch.finfo(torch.float64).min
+    return mask
+
+
 def outputs(name: str, part: Injection, **inputs: Any) -> Any:
     """The model's own output under a prompt of keys and values (or none)."""
     whole = model(name)
     PREFIX.clear()
+    if part.isolated:
+        embeds = inputs.pop("inputs_embeds")
+        mask = isolating(part.inputs.shape[1], embeds.shape[1])
+        inputs["encoder_outputs"] = whole.get_encoder()(inputs_embeds=embeds, attention_mask=mask)
     for site in part.keys:
         layers = [(k.double(), v.double()) for k, v in zip(part.keys[site], part.values[site], strict=True)]
         if family(name) == "causal":

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from incipit.backbones import GenerateOptions, attend, load, tiny, wrap
+from incipit.backbones import GenerateOptions, attend, internals, load, tiny, wrap
 from incipit.batch import Encoded, collate
 from incipit.errors import BackboneError, IncipitError, PromptError, RecipeError
 from incipit.injection import Injection, Readout
@@ -397,8 +397,8 @@ def test_a_model_for_something_else(tmp_path: Path, saved: Path) -> None:
 
 def test_a_wrong_head_is_found_at_load(monkeypatch: pytest.MonkeyPatch, plain: Any) -> None:
     """Every model whose logits are more than its output layer would otherwise be silently wrong."""
-    right = attend.head_of
-    monkeypatch.setattr(attend, "head_of", lambda model: lambda hidden: 1.001 * right(model)(hidden))
+    right = internals.head_of
+    monkeypatch.setattr(internals, "head_of", lambda model: lambda hidden: 1.001 * right(model)(hidden))
     backbone = wrap("gemma2", *tiny.build("gemma2", dtype="float64"))
     assert not backbone.direct_head and "are computed at every position" in backbone.notes[0]
     prompt = InputPrompt(backbone.geometry, 3, torch.randn(3, 32))
@@ -437,8 +437,8 @@ def test_an_attention_that_fails_with_a_prefix_is_found_at_load(monkeypatch: pyt
 
 
 def test_an_unknown_masked_head_is_found_at_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = attend.before_output
-    monkeypatch.setattr(attend, "before_output", lambda model, **given: 0.9 * right(model, **given))
+    right = internals.before_output
+    monkeypatch.setattr(internals, "before_output", lambda model, **given: 0.9 * right(model, **given))
     backbone = wrap("roberta", *tiny.build("roberta"))
     assert "no verbalizer" in backbone.notes[0]
     with pytest.raises(BackboneError, match='has no masked-LM head: read it out by "words" or "head"'):

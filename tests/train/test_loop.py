@@ -16,7 +16,7 @@ from incipit import files
 from incipit.batch import Batch, Encoded, collate
 from incipit.errors import Interrupted, TrainingError
 from incipit.train import OptimSettings, Trainee, fit
-from incipit.train.gradients import _parts
+from incipit.train.gradients import Parts
 
 
 def starts(trainees: list[Trainee]) -> list[torch.Tensor]:
@@ -25,13 +25,13 @@ def starts(trainees: list[Trainee]) -> list[torch.Tensor]:
 
 def test_training_lowers_the_loss_and_keeps_the_best(toy: ModuleType, tmp_path: Path) -> None:
     many = toy.trainees()
-    before = [t.evaluate()["loss"] for t in many]
+    before = [toy.dev(t)["loss"] for t in many]
     outcomes = toy.train(tmp_path, many, toy.settings())
     for trainee, outcome, first in zip(many, outcomes, before, strict=True):
         assert outcome.best_score < first
         assert [h["step"] for h in outcome.history] == [7, 14, 21, 28, 35, 40]
         assert outcome.best_score == min(h["loss"] for h in outcome.history)
-        assert trainee.evaluate() == outcome.scores  # the module holds the best tensors
+        assert toy.dev(trainee) == outcome.scores  # the module holds the best tensors
         assert trainee.module.frozen.item() == 1
 
 
@@ -56,7 +56,7 @@ def test_micro_batches_change_nothing(toy: ModuleType, tmp_path: Path, micro_bat
 
 
 def test_the_loss_is_the_mean_over_label_tokens(toy: ModuleType, tmp_path: Path) -> None:
-    (trainee,) = toy.trainees(1, evaluated=False)
+    (trainee,) = toy.trainees(1)
     with torch.no_grad():
         nll, count = toy.objective([trainee.module])(collate(copy.deepcopy(trainee.stream).next(5)))
     toy.train(tmp_path, [trainee], toy.settings(steps=8, log_every=1))
@@ -67,7 +67,7 @@ def test_the_loss_is_the_mean_over_label_tokens(toy: ModuleType, tmp_path: Path)
 
 
 def test_every_trainee_may_have_its_own_rate(toy: ModuleType, tmp_path: Path) -> None:
-    still = toy.trainees(2, evaluated=False)
+    still = toy.trainees(2)
     still[1].lr = 1e-9
     first = starts(still)
     toy.train(tmp_path, still, toy.settings(steps=3))
@@ -78,21 +78,33 @@ def test_every_trainee_may_have_its_own_rate(toy: ModuleType, tmp_path: Path) ->
 def test_patience_stops_one_trainee_and_not_the_other(toy: ModuleType, tmp_path: Path) -> None:
     many = toy.trainees()
     scores = iter([0.9, 0.5, 0.4, 0.3])
-    many[0].evaluate = lambda: {"accuracy": next(scores)}
     grow = iter(range(100))
-    many[1].evaluate = lambda: {"accuracy": float(next(grow))}
+    each = [lambda: {"accuracy": next(scores)}, lambda: {"accuracy": float(next(grow))}]
     chosen = toy.settings(steps=20, eval_every=2, patience=2, best="max", keep_best=False)
-    first, second = toy.train(tmp_path, many, chosen)
+    first, second = toy.train(tmp_path, many, chosen, evaluate=lambda live: {k: each[k]() for k in live})
     assert (first.steps, first.best_step, first.best_score) == (6, 2, 0.9)  # evaluated at 2, 4, 6
     assert (second.steps, second.best_step) == (20, 20)
     rows = [r["trainee"] for r in files.read_jsonl(tmp_path / "metrics.jsonl") if r["step"] > 6]
     assert set(rows) == {"p1"}
 
 
+def test_all_live_trainees_are_evaluated_in_one_call(toy: ModuleType, tmp_path: Path) -> None:
+    calls: list[list[int]] = []
+
+    def evaluate(live: list[int]) -> dict[int, dict[str, float]]:
+        calls.append(list(live))
+        return {k: {"accuracy": 0.5} for k in live if k != 1}  # trainee 1 has no dev split
+
+    chosen = toy.settings(steps=6, eval_every=2, best="max", patience=1)
+    outcomes = toy.train(tmp_path, toy.trainees(3), chosen, evaluate=evaluate)
+    assert calls == [[0, 1, 2], [0, 1, 2], [1]]
+    assert [(o.steps, o.best_score) for o in outcomes] == [(4, 0.5), (6, None), (4, 0.5)]
+
+
 def test_a_run_ends_when_all_have_stopped(toy: ModuleType, tmp_path: Path) -> None:
     many = toy.trainees(1)
-    many[0].evaluate = lambda: {"accuracy": 0.5}
-    (outcome,) = toy.train(tmp_path, many, toy.settings(steps=1000, eval_every=1, patience=3, best="max"))
+    chosen = toy.settings(steps=1000, eval_every=1, patience=3, best="max")
+    (outcome,) = toy.train(tmp_path, many, chosen, evaluate=lambda live: {0: {"accuracy": 0.5}})
     assert (outcome.steps, outcome.best_step) == (4, 1)
 
 
@@ -141,7 +153,7 @@ def test_ctrl_c_saves_and_the_rest_of_the_run_is_the_same(toy: ModuleType, tmp_p
     with pytest.raises(
         Interrupted, match=r"interrupted after step 10 of 40; the state is saved in .*--resume"
     ):
-        fit(broken, pressing, toy.settings(), tmp_path / "broken", collate)
+        fit(broken, pressing, toy.settings(), tmp_path / "broken", collate, evaluate=toy.judge(broken))
     assert signal.getsignal(signal.SIGINT) is handler
     again = toy.trainees()
     assert toy.train(tmp_path / "broken", again, toy.settings(), resume=True) == expected
@@ -150,7 +162,7 @@ def test_ctrl_c_saves_and_the_rest_of_the_run_is_the_same(toy: ModuleType, tmp_p
 
 def test_dropout_goes_on_from_the_saved_generator(toy: ModuleType, tmp_path: Path) -> None:
     def run(folder: Path, steps: int, **more: Any) -> torch.Tensor:
-        many = toy.trainees(1, evaluated=False)
+        many = toy.trainees(1)
 
         def noisy(batch: Batch) -> Any:
             nll, count = toy.objective([many[0].module])(batch)
@@ -209,8 +221,28 @@ def test_rows_are_sorted_by_length_within_a_step_only(toy: ModuleType, tmp_path:
     assert [len(e.input_ids) for e in seen] == sorted(len(e.input_ids) for e in asked)
 
 
+def sizes(parts: Parts, rows: list[tuple[int, Encoded]]) -> list[int]:
+    return [len(part) for part in parts.cut(rows)]
+
+
 def test_rows_are_cut_where_they_would_pad_each_other() -> None:
     rows = [(0, Encoded((1,) * n)) for n in [5] * 20 + [50] * 20]
-    assert [len(part) for part in _parts(rows, 0)] == [20, 20]
-    assert [len(part) for part in _parts(rows[:10] + rows[-5:], 0)] == [15], "too few rows to cut"
-    assert [len(part) for part in _parts(rows, 15)] == [15, 15, 10]
+    assert sizes(Parts(), rows) == [20, 20]
+    assert sizes(Parts(), rows[:10] + rows[-5:]) == [15], "too few rows to cut"
+    assert sizes(Parts(rows=15), rows) == [15, 15, 10]
+
+
+def test_rows_are_cut_where_memory_ends() -> None:
+    rows = [(0, Encoded((1,) * n)) for n in [5] * 20 + [50] * 20]
+    assert sizes(Parts(slots=100), rows) == [20, *[2] * 10], "twenty rows of 5, two rows of 50"
+    assert sizes(Parts(slots=100, more=45), rows) == [2] * 10 + [1] * 20, (
+        "45 slots of the prompt in every row"
+    )
+    assert sizes(Parts(slots=10), rows) == [2] * 10 + [1] * 20, "a row that is too long stands alone"
+    assert sizes(Parts(slots=115, waste=0), rows[:3] + rows[-3:]) == [5, 1], "15 + 50 + 50 slots, no padding"
+
+
+def test_rows_without_padding_stand_by_prompt() -> None:
+    rows = [(k, Encoded((1,) * n)) for n in (3, 1) for k in (1, 0)]
+    (part,) = Parts(waste=0).cut(rows)
+    assert [(k, len(e.input_ids)) for k, e in part] == [(0, 1), (0, 3), (1, 1), (1, 3)]

@@ -55,20 +55,24 @@ def rows(seed: int, count: int = 23) -> list[Encoded]:
     return found
 
 
-def trainees(count: int = 2, *, lr: float | None = None, evaluated: bool = True) -> list[Trainee]:
+@torch.no_grad()
+def dev(trainee: Trainee) -> dict[str, float]:
+    """Scores of one trainee on rows that none is trained on."""
+    nll, words = objective([trainee.module])(collate(rows(99)))  # type: ignore[list-item]
+    return {"loss": float(nll.sum() / words.sum()), "words": float(words.sum())}
+
+
+def judge(many: list[Trainee]):
+    """`evaluate` of fit."""
+    return lambda live: {k: dev(many[k]) for k in live}
+
+
+def trainees(count: int = 2, *, lr: float | None = None) -> list[Trainee]:
     """`count` prompts, each with its own start and its own order of rows."""
-    found = []
-    for k in range(count):
-        prompt = Prompt(k)
-
-        @torch.no_grad()
-        def evaluate(prompt: Prompt = prompt) -> dict[str, float]:
-            nll, words = objective([prompt])(collate(rows(99)))
-            return {"loss": float(nll.sum() / words.sum()), "words": float(words.sum())}
-
-        stream = ExampleStream(rows(k), lambda row: row, seed=k)
-        found.append(Trainee(f"p{k}", prompt, stream, evaluate if evaluated else None, {"start": 0.5}, lr))
-    return found
+    return [
+        Trainee(f"p{k}", Prompt(k), ExampleStream(rows(k), lambda row: row, seed=k), {"start": 0.5}, lr)
+        for k in range(count)
+    ]
 
 
 def settings(**changes: object) -> FitSettings:
@@ -86,6 +90,7 @@ def train(
         time.sleep(slow)
         return objective(prompts)(batch)  # type: ignore[arg-type]
 
+    more.setdefault("evaluate", judge(many))
     return fit(many, run, chosen, folder, collate, **more)  # type: ignore[arg-type]
 
 

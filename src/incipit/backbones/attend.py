@@ -11,24 +11,27 @@ Two routes for keys and values:
 from __future__ import annotations
 
 import contextvars
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicLayer  # 5.23: Cache(layers=[...])
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
 
+from incipit.backbones import internals
+from incipit.backbones.shared import Shared
+from incipit.backbones.shared import attention as beside_shared
+from incipit.backbones.stream import Prefix, Stream
+from incipit.backbones.stream import attention as two_parts
+from incipit.backbones.unpadded import Rows
 from incipit.injection import LayerShape
 
 ATTENTION = "incipit"  # name under which the attention function is registered
@@ -54,6 +57,60 @@ class SharedLayer(DynamicLayer):
             torch.cat([keys.to(key_states.dtype), key_states], dim=-2),
             torch.cat([values.to(value_states.dtype), value_states], dim=-2),
         )
+
+
+class OwnLayer(DynamicLayer):
+    """A growing layer in memory taken once, behind `before` positions that are kept elsewhere.
+
+    5.23: what `update` returns goes to attention, which adds the prefix itself (`Entering.shared`); the lengths
+    that mask and position code ask for count the prefix.
+    """
+
+    def __init__(self, before: int, room: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.before, self.room, self.used = before, room, 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+        self.keys, self.values = (
+            t.new_empty(*t.shape[:2], self.room, t.shape[3]) for t in (key_states, value_states)
+        )
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        start, self.used = self.used, self.used + key_states.shape[2]
+        self.keys[:, :, start : self.used] = key_states
+        self.values[:, :, start : self.used] = value_states
+        return self.keys[:, :, : self.used], self.values[:, :, : self.used]
+
+    def fill(
+        self, row: Tensor, step: Tensor, key: Tensor, value: Tensor, size: tuple[int, int], repeats: int
+    ) -> None:
+        """Hold keys and values [N, M, D] of slots (row, step) [M] of `size` (rows, slots); each row `repeats` times."""
+        for name, part in (("keys", key), ("values", value)):
+            whole = part.new_zeros(size[0], part.shape[0], self.room, part.shape[2])  # [B, N, room, D]
+            whole[row, :, step] = part.transpose(0, 1)
+            setattr(self, name, whole.repeat_interleave(repeats, dim=0) if repeats > 1 else whole)
+        self.dtype, self.device, self.is_initialized, self.used = key.dtype, key.device, True, size[1]
+
+    def get_seq_length(self) -> int:
+        return self.before + self.used
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        for tensor in (self.keys, self.values):
+            if tensor is not None:
+                tensor[:, :, : self.used] = tensor[:, :, : self.used].index_select(
+                    0, beam_idx.to(tensor.device)
+                )
+
+
+def own_cache(layers: int, before: int, room: int) -> Cache:
+    """A cache for `room` positions of each row, behind `before` that attention adds."""
+    return Cache(layers=[OwnLayer(before, room) for _ in range(layers)])
 
 
 def prefix_cache(
@@ -106,10 +163,20 @@ class Entering:
 
     at: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     live: Tensor | None = None
+    folded: frozenset[int] = frozenset()  # id(module) of those whose keys and values are bare states
     seen: list[tuple[nn.Module, Tensor, Tensor]] | None = None  # recorded (module, key, value), when probing
+    shared: Mapping[int, Shared] = field(default_factory=dict)  # id(module) -> prefixes that stand once each
+    windows: list[int | None] = field(default_factory=list)  # what each of these was told of a sliding window
 
 
 _entering: contextvars.ContextVar[Entering | None] = contextvars.ContextVar("incipit_entering", default=None)
+
+
+@contextmanager
+def folding(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within the block, cross-attentions take bare states for keys and values, beside what is injected."""
+    with injected(replace(_entering.get() or Entering(), folded=frozenset(map(id, modules)))):
+        yield
 
 
 @contextmanager
@@ -125,10 +192,28 @@ def injected(entering: Entering) -> Iterator[Entering]:
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention over [prefix; keys]; outside an `injected` block the stock function."""
+    """Scaled dot-product attention over [prefix; keys]; outside an `injected` block the stock function.
+
+    A model that is given `incipit_stream` hands it on: its one row is then many (see stream.py, unpadded.py).
+    """
+    running: Streaming | Rows | None = kwargs.pop("incipit_stream", None)
+    if running is not None:
+        return running.attention(module, query, key, value, kwargs), None
     entering = _entering.get()
     if entering is not None and entering.seen is not None:
         entering.seen.append((module, key, value))
+        entering.windows.append(kwargs.get("sliding_window"))
+    if entering is not None and id(module) in entering.shared:
+        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        beside = entering.shared[id(module)]
+        return beside_shared(query, key, value, beside, attention_mask, scaling, kwargs.get("softcap")), None
+    if entering is not None and id(module) in entering.folded:
+        prefix = None
+        if id(module) in entering.at:
+            assert entering.live is not None
+            prefix = *entering.at[id(module)], entering.live
+        scaling = kwargs["scaling"]
+        return internals.folded(module, query, key[:, 0], attention_mask, scaling, prefix), None
     if entering is not None and id(module) in entering.at:
         prefix_key, prefix_value = entering.at[id(module)]
         assert entering.live is not None
@@ -144,13 +229,42 @@ def attention(
         if kwargs.get("position_bias") is not None:
             kwargs["position_bias"] = F.pad(kwargs["position_bias"], (length, 0))  # a prefix has no position
         kwargs["is_causal"] = False
-    slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad
+    if kwargs.get("softcap") is not None:
+        return _capped(module, query, key, value, attention_mask, **kwargs), None
+    learns = query.requires_grad or key.requires_grad
+    slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and learns
     # torch 2.13: the backward of the fused kernel in bfloat16 on a CPU takes ten times that of plain products
     with sdpa_kernel(SDPBackend.MATH) if slow else nullcontext():
         result: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **kwargs
         )
     return result
+
+
+def _capped(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    softcap: float,
+    scaling: float,
+    **_: Any,
+) -> Tensor:
+    """softmax(c tanh(q k^T / c)) v, which the stock function refuses. 5.23: Gemma 2."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = torch.tanh(query @ key.mT * scaling / softcap) * softcap
+    if mask is None:
+        queries, keys = scores.shape[-2:]
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    if mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + mask
+    wide = torch.float32 if scores.dtype in (torch.bfloat16, torch.float16) else scores.dtype
+    return (scores.softmax(dim=-1, dtype=wide).to(query.dtype) @ value).transpose(1, 2)
 
 
 def _widened(mask: Tensor, live: Tensor) -> Tensor:
@@ -162,6 +276,51 @@ def _widened(mask: Tensor, live: Tensor) -> Tensor:
             ~front, torch.finfo(mask.dtype).min
         )
     return torch.cat([front, mask.expand(batch, -1, -1, -1)], dim=-1)
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """A stream on its way through a causal model, and what each attention module sees before its rows."""
+
+    stream: Stream
+    at: Mapping[int, Prefix]  # id(module) -> prefix
+    seen: dict[int, tuple[Tensor, Tensor]] | None = (
+        None  # filled with each module's keys and values [1, N, M, D]
+    )
+
+    def attention(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, rest: Mapping[str, Any]
+    ) -> Tensor:
+        """5.23: `scaling`, `sliding_window` and `softcap` are what a causal layer may ask for besides."""
+        if self.seen is not None:
+            self.seen[id(module)] = key, value
+        scaling = rest.get("scaling") or query.shape[-1] ** -0.5
+        return two_parts(
+            query,
+            key,
+            value,
+            self.at.get(id(module)),
+            self.stream,
+            scaling,
+            rest.get("sliding_window"),
+            rest.get("softcap"),
+        )
+
+
+def streamed(model: Any, embeds: Tensor, positions: Tensor, running: Streaming) -> Tensor:
+    """Last hidden states [M, H] of the rows of a stream; embeds [M, H], positions [M].
+
+    5.23: a mask of four dimensions is taken as it is, and arguments unknown to the model reach its attention.
+    """
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
+    out: Tensor = model(
+        inputs_embeds=embeds[None],
+        position_ids=positions[None],
+        attention_mask=mask,
+        use_cache=False,
+        incipit_stream=running,
+    ).last_hidden_state
+    return out[0]
 
 
 AttentionInterface.register(ATTENTION, attention)
@@ -194,66 +353,6 @@ def use_interface(model: Any, name: str = ATTENTION) -> str:
     return before
 
 
-def positions_accepted(model: Any) -> bool:
-    """Whether the model's forward takes position_ids."""
-    return "position_ids" in inspect.signature(model.forward).parameters
-
-
-def stateful(model: Any) -> bool:
-    """Whether the model carries a recurrent state beside keys and values. 5.23: `_is_stateful`."""
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    linear = {kind for kind in kinds if "linear" in kind or "mamba" in kind or "recurrent" in kind}
-    return bool(getattr(model, "_is_stateful", False) or linear)
-
-
-def slides(config: Any) -> bool:
-    """Whether some layer sees only a window, so that gaps inside a row would change what it sees."""
-    text = config.get_text_config()
-    kinds = getattr(text, "layer_types", None) or ()
-    return bool(getattr(text, "sliding_window", None)) or any("sliding" in k or "chunked" in k for k in kinds)
-
-
-def per_layer_embeddings(config: Any) -> bool:
-    """Whether layers look ids up for themselves; virtual tokens have none. 5.23: Gemma 3n and 4."""
-    return bool(getattr(config.get_text_config(), "hidden_size_per_layer_input", 0))
-
-
-def load_options(config: Any, dtype: torch.dtype | None) -> dict[str, Any]:
-    """Extra arguments of from_pretrained. 5.23: experts run by a grouped product that refuses float64."""
-    text = config.get_text_config()
-    experts = getattr(text, "num_local_experts", 0) or getattr(text, "num_experts", 0)
-    return {"experts_implementation": "eager"} if experts and dtype == torch.float64 else {}
-
-
-def lacking(info: Mapping[str, Any]) -> list[str]:
-    """Weights that the files lack and that were drawn at random. 5.23: from_pretrained's loading info.
-
-    A pooler is left out: nothing here reads it, and sentence encoders are saved without.
-    """
-    return sorted(str(k) for k in info.get("missing_keys", ()) if "pooler" not in str(k))
-
-
-def head_of(model: Any) -> Callable[[Tensor], Tensor]:
-    """hidden [M, H] -> logits [M, V]: the output head with what the model does to logits.
-
-    5.23: final_logit_softcapping (Gemma 2), logit_scale (Cohere), logits_scaling (Granite). The caller checks
-    the result against the model's own logits and falls back to the full forward where it differs.
-    """
-    head = model.get_output_embeddings()
-    text = model.config.get_text_config()
-    cap = getattr(text, "final_logit_softcapping", None)
-    scale = getattr(text, "logit_scale", None)
-    divide = getattr(text, "logits_scaling", None)
-
-    def logits(hidden: Tensor) -> Tensor:
-        out: Tensor = head(hidden)
-        out = out * scale if scale else out
-        out = out / divide if divide else out
-        return torch.tanh(out / cap) * cap if cap else out
-
-    return logits
-
-
 def probe_sites(
     model: nn.Module, run: Callable[[], object], encoder: nn.Module | None, cross_length: int
 ) -> dict[str, list[tuple[nn.Module, LayerShape]]]:
@@ -275,49 +374,19 @@ def probe_sites(
     return found
 
 
+def attentions(run: Callable[[], object]) -> tuple[list[nn.Module], bool]:
+    """The attention modules of a causal model in the order of its layers, and whether some were told a window."""
+    with injected(Entering(seen=[])) as entering, torch.no_grad():
+        run()
+    return [m for m, _, _ in entering.seen or []], any(entering.windows)
+
+
 def record(
     run: Callable[[], object], modules: Mapping[str, Sequence[nn.Module]]
 ) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]:
-    """Keys and values [B, N, T, D] that each site's modules compute while `run` runs."""
-    with injected(Entering(seen=[])) as entering, torch.no_grad():
+    """Keys and values [B, N, T, D] that each site's modules compute while `run` runs; differentiable."""
+    with injected(Entering(seen=[])) as entering:
         run()
     by_id = {id(m): (k, v) for m, k, v in entering.seen or []}
     keys = {s: [by_id[id(m)][0] for m in ms] for s, ms in modules.items()}
     return keys, {s: [by_id[id(m)][1] for m in ms] for s, ms in modules.items()}
-
-
-class _BeforeOutput(TorchFunctionMode):
-    """Within the block (of this thread) the output layer hands on what it is given, in place of logits."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.linear and args[1] is self.weight:
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
-def before_output(model: Any, **inputs: Tensor) -> Tensor:
-    """What the masked-LM output layer multiplies [B, S, H]: its logits are this . W + b.
-
-    5.23: what stands before that layer is called `cls`, `lm_head`, `head`, `vocab_transform`, ... and is run
-    by the model's own forward. The caller checks the result once against the model's own logits.
-    """
-    with _BeforeOutput(model.get_output_embeddings().weight):
-        out: Tensor = model(**inputs).logits
-    return out
-
-
-def encoder_output(hidden: Tensor) -> object:
-    """Encoder states in the form that `generate` accepts."""
-    return BaseModelOutput(last_hidden_state=hidden)
-
-
-def alphabet_first(tokenizer: Any) -> bool:
-    """Whether the vocabulary opens with its alphabet, in no order of frequency: WordPiece and BPE do, Unigram not."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return type(getattr(backend, "model", None)).__name__ in ("WordPiece", "BPE")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,14 @@ from torch import Tensor, nn
 from incipit import files
 from incipit.backbones.decoding import GenerateOptions, decoded, plain_generation, row_seeds
 from incipit.backbones.words import Words
-from incipit.batch import Batch
+from incipit.batch import IGNORE, Batch, Encoded, collate, pad
 from incipit.errors import BackboneError
 from incipit.injection import Geometry, Injection
+
+Candidates: TypeAlias = Sequence[Sequence[Sequence[int]]]  # for each row, token ids of what may follow it
+MAX_ROWS = 256  # rows of one forward pass when every candidate is a row of its own
+
+_PROBE = 32  # slots of a row on which the memory of a slot is measured
 
 
 class Backbone(Words, ABC):
@@ -27,6 +33,8 @@ class Backbone(Words, ABC):
     tokenizer. notes: what its user should know, in sentences: shortcuts that a check at load found not to
     hold here.
     """
+
+    streams = False  # whether rows run end to end, without padding
 
     def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
         self.name, self.tokenizer = name, tokenizer
@@ -104,6 +112,7 @@ class Backbone(Words, ABC):
             int(weight.shape[0]),
             max(float(sample.double().pow(2).mean().sqrt()), 1e-6),
             self._positions(self.config.get_text_config()),
+            why_joint=WHY_JOINT.get(self.family, ""),
         )
 
     def _positions(self, text: Any) -> int:
@@ -116,6 +125,10 @@ class Backbone(Words, ABC):
             raise BackboneError(
                 f"prompt hidden size {injection.inputs.shape[-1]} does not fit backbone {self.name!r} "
                 f"({self.geometry.hidden}): use the backbone it was trained on, or train it here"
+            )
+        if injection.isolated and not self.geometry.isolates:
+            raise BackboneError(
+                f"backbone {self.name!r} isolates no prompt: {self.geometry.why_joint}; use a joint one"
             )
         for site, keys in injection.keys.items():
             shapes = self.geometry.sites.get(site)
@@ -180,6 +193,51 @@ class Backbone(Words, ABC):
             self.model, given, options, seeds=seeds, eos=self.eos_ids, pad=self.pad_id, start=start
         )
 
+    def slot_bytes(self, precision: str = "float32") -> float:
+        """Bytes that one more slot of a row keeps until the backward pass: measured on short rows, the same every time.
+
+        precision: "bfloat16" for autocast, as in training.
+        """
+        few, many = (self._kept(count, precision) for count in (2, 6))
+        return max(1.0, (many - few) / (4 * _PROBE))
+
+    def _kept(self, count: int, precision: str) -> int:
+        """Bytes that the loss of `count` rows of _PROBE slots keeps, weights of the model left out."""
+        kept: dict[int, torch.UntypedStorage] = {}  # themselves: an address that is freed is given out again
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage
+            return tensor
+
+        batch, injection = self._probe_rows(count, _PROBE)
+        cast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with torch.enable_grad(), cast, hooks:
+            self.loss(batch, injection)
+        weights = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        return sum(storage.nbytes() for place, storage in kept.items() if place not in weights)
+
+    def _probe_rows(self, count: int, slots: int) -> tuple[Batch, Injection]:
+        """`count` rows of `slots` slots each, target included, behind one prompt row that asks for a gradient."""
+        ids = ((self.frequent_ids(64) or [0]) * slots)[:slots]
+        batch = collate([Encoded(tuple(ids[1:]), (ids[0],), choice=0)] * count, pad_id=self.pad_id)
+        return batch, Injection(batch.rows, inputs=self.embed(ids[:1])[None].clone().requires_grad_())
+
+    def recompute(self) -> None:
+        """Keep each layer's input only and compute the rest again in the backward pass (gradient checkpointing).
+
+        BackboneError where that would change a result.
+        """
+        raise BackboneError(
+            f"backbone {self.name!r} cannot compute its layers again in the backward pass with a prompt in them: "
+            "set train.checkpointing = false, and save memory by a smaller train.memory"
+        )
+
+    def prefill(self, injection: Injection) -> Injection:
+        """The same injection with all that does not depend on the rows computed (default: nothing is)."""
+        return injection
+
     # -- what a family must do -----------------------------------------------------------------------------
 
     @abstractmethod
@@ -190,6 +248,20 @@ class Backbone(Words, ABC):
         """log p(target | input) [B], summed over label tokens."""
         with torch.no_grad():
             return -self.loss(batch, injection)[0]
+
+    def choices(self, batch: Batch, injection: Injection | None, ends: Candidates) -> list[list[float]]:
+        """log p(candidate | input) of each row's candidate targets (token ids, none empty), in their order."""
+        which = [i for i, row in enumerate(ends) for _ in row]
+        ids, mask = pad([c for row in ends for c in row], self.pad_id)
+        logs: list[float] = []
+        for start in range(0, len(which), MAX_ROWS):
+            span = slice(start, start + MAX_ROWS)
+            there = batch.select(torch.tensor(which[span]))
+            labels = torch.where(mask[span], ids[span], IGNORE)
+            part = replace(there, target_ids=ids[span], target_mask=mask[span], labels=labels)
+            logs += self.score(part, injection).tolist()
+        found = iter(logs)
+        return [[next(found) for _ in row] for row in ends]
 
     def generate(
         self, batch: Batch, injection: Injection | None, options: GenerateOptions
@@ -206,6 +278,12 @@ class Backbone(Words, ABC):
     ) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]:
         """Real keys and values of a text per site and layer [1, N, P, D]: a start for prefixes."""
 
+
+# Why a family isolates no prompt; an encoder-decoder is asked at load.
+WHY_JOINT = {
+    "causal": "a causal model reads every prompt so already, since the prompt stands before the input",
+    "encoder": "an encoder reads prompt and input as one text",
+}
 
 # What a configuration says about this run rather than about the model.
 _VOLATILE = frozenset(

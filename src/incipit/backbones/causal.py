@@ -13,16 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from incipit.backbones import attend
-from incipit.backbones.base import Backbone, near, token_nll, widened
+from incipit.backbones import attend, internals
+from incipit.backbones.base import Candidates, near, token_nll, widened
 from incipit.backbones.decoding import GenerateOptions
+from incipit.backbones.packed import Filled, PackedBackbone, behind
 from incipit.backbones.rows import compact, last_apart, right_aligned
 from incipit.batch import IGNORE, Batch
 from incipit.errors import BackboneError
 from incipit.injection import Injection, LayerShape
 
 
-class CausalBackbone(Backbone):
+class CausalBackbone(PackedBackbone):
     """A decoder-only model.
 
     shares: a prefilled prefix equals the plain concatenation here. direct_head: logits can be computed at
@@ -33,22 +34,23 @@ class CausalBackbone(Backbone):
     family = "causal"
 
     def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
-        if attend.stateful(model):
+        if internals.stateful(model):
             raise BackboneError(
                 f"{name!r} keeps a recurrent state beside keys and values (linear attention or a state-space "
                 "layer): a prompt cannot be shared there yet; choose a model with ordinary attention"
             )
-        if attend.per_layer_embeddings(model.config):
+        if internals.per_layer_embeddings(model.config):
             raise BackboneError(
                 f"{name!r} looks token ids up in every layer, which the rows of a prompt do not have: "
                 "choose a model with one embedding table"
             )
         super().__init__(name, model, tokenizer)
         self.body = self.model.base_model
-        self.head = attend.head_of(self.model)
-        self.takes_positions = attend.positions_accepted(self.body)
-        self.slides = attend.slides(self.config)
+        self.head = internals.head_of(self.model)
+        self.takes_positions = internals.positions_accepted(self.body)
+        self.slides = internals.slides(self.config)
         self._check_shortcuts()
+        self._find_streams()
 
     # -- forward -------------------------------------------------------------------------------------------
 
@@ -76,8 +78,10 @@ class CausalBackbone(Backbone):
             return {}
         return {"position_ids": live.sum(dim=1, keepdim=True) + torch.arange(steps, device=live.device)}
 
-    def _logits(self, embeds: Tensor, keys: Injection | None, where: tuple[Tensor, ...]) -> Tensor:
-        """Logits [M, V] at the slots `where` of the rows."""
+    def _logits(self, embeds: Tensor, keys: Injection | None, where: tuple[Tensor, Tensor]) -> Tensor:
+        """Logits [M, V] at the slots `where` (row, step) of right-padded rows [B, S, H]."""
+        if self.streams:
+            return self.head(self._streamed(embeds, keys, *where))
         if self.direct_head:
             return self.head(self._states(embeds, keys, self.body).last_hidden_state[where])
         logits: Tensor = self._states(embeds, keys, self.model).logits
@@ -149,6 +153,17 @@ class CausalBackbone(Backbone):
             logits = self._logits(embeds, keys, (index, mask.long().sum(dim=1) - 1))
             return widened(logits).log_softmax(dim=-1)
 
+    def choices(self, batch: Batch, injection: Injection | None, ends: Candidates) -> list[list[float]]:
+        """log p(candidate | input), one pass over prompt and input for all candidates of a row."""
+        batch, injection = self.at(_untargeted(batch), injection)
+        if not self.streams or any(not c for row in ends for c in row):
+            return super().choices(batch, injection, ends)
+        with torch.no_grad():
+            embeds, mask, labels, keys = self.joined(batch, injection)
+            longest = [max(map(len, row), default=0) for row in ends]
+            self._check_rows(mask, labels, keys, max(longest, default=0))
+            return self._forked(embeds, mask, keys, ends)
+
     # -- prefixes ------------------------------------------------------------------------------------------
 
     def prefill(self, injection: Injection) -> Injection:
@@ -163,26 +178,11 @@ class CausalBackbone(Backbone):
         every = torch.arange(injection.count, device=self.device)
         inputs, live = self.gather(injection, every)
         live, inputs = compact(live, inputs)  # [K, P], live rows first, padding last
-        cache, seen = attend.fresh_cache(self.layers), live
-        attended = torch.ones_like(live)  # the padding too, see _states; `seen` keeps it from the text
-        arguments: dict[str, object] = {}
-        if injection.keys:
-            earlier = self._aligned(injection)
-            assert earlier.key_live is not None
-            seen = torch.cat([earlier.key_live, live], dim=1)  # [K, P' + P]
-            attended = torch.cat([earlier.key_live, attended], dim=1)
-            cache = attend.prefix_cache(
-                earlier.keys["decoder"], earlier.values["decoder"], every, self.dtype, grows=True
-            )
-            arguments |= self._after(earlier.key_live, inputs.shape[1])
-        self.body(
-            inputs_embeds=inputs,
-            attention_mask=attended.long(),
-            past_key_values=cache,
-            use_cache=True,
-            **arguments,
+        earlier = self._aligned(injection).with_rows(every) if injection.keys else None
+        seen, keys, values = (
+            self._read(inputs, live, earlier) if self.streams else self._cached(inputs, live, earlier)
         )
-        key_live, keys, values = right_aligned(seen, *attend.cached(cache))
+        key_live, keys, values = right_aligned(seen, keys, values)
         return replace(
             injection,
             inputs=None,
@@ -192,6 +192,28 @@ class CausalBackbone(Backbone):
             key_live=key_live,
         )
 
+    def _cached(self, inputs: Tensor, live: Tensor, earlier: Injection | None) -> Filled:
+        """What a model whose rows are padded keeps of right-padded prompts [K, P, H], behind `earlier` keys."""
+        cache, seen = attend.fresh_cache(self.layers), live
+        attended = torch.ones_like(live)  # the padding too, see _states; `seen` keeps it from the text
+        arguments: dict[str, object] = {}
+        if earlier is not None:
+            assert earlier.key_live is not None
+            seen = torch.cat([earlier.key_live, live], dim=1)  # [K, P' + P]
+            attended = torch.cat([earlier.key_live, attended], dim=1)
+            cache = attend.prefix_cache(
+                earlier.keys["decoder"], earlier.values["decoder"], earlier.rows, self.dtype, grows=True
+            )
+            arguments |= self._after(earlier.key_live, inputs.shape[1])
+        self.body(
+            inputs_embeds=inputs,
+            attention_mask=attended.long(),
+            past_key_values=cache,
+            use_cache=True,
+            **arguments,
+        )
+        return seen, *attend.cached(cache)
+
     def _aligned(self, injection: Injection) -> Injection:
         """The prefix with its dead positions in front."""
         assert injection.key_live is not None
@@ -199,11 +221,6 @@ class CausalBackbone(Backbone):
             injection.key_live, injection.keys["decoder"], injection.values["decoder"]
         )
         return replace(injection, keys={"decoder": keys}, values={"decoder": values}, key_live=live)
-
-    @property
-    def layers(self) -> int:
-        """Number of layers that keep keys and values."""
-        return int(self.config.get_text_config().num_hidden_layers)
 
     def activations(
         self, ids: Sequence[int], sites: Sequence[str]
@@ -247,11 +264,10 @@ class CausalBackbone(Backbone):
     ) -> list[list[int]]:
         """Left-padded rows [B, S, H] after a prefix; 5.23 wants as many embeddings as the mask has slots,
         cuts the cached ones off, and returns new ids only."""
+        if self.streams:
+            return self._continued(batch, embeds, mask, keys, options)
         if keys is None:
             return self._decoded({"inputs_embeds": embeds, "attention_mask": mask.long()}, options, batch)
-        assert keys.key_live is not None
-        live = keys.key_live[keys.rows]  # [B, P]
-        blank = embeds.new_zeros(1, 1, 1).expand(len(batch), live.shape[1], embeds.shape[2])
         cache = attend.prefix_cache(
             keys.keys["decoder"],
             keys.values["decoder"],
@@ -260,12 +276,10 @@ class CausalBackbone(Backbone):
             grows=True,
             repeats=options.beams,
         )
-        given = {
-            "inputs_embeds": torch.cat([blank, embeds], dim=1),
-            "attention_mask": torch.cat([live, mask], dim=1).long(),
-            "past_key_values": cache,
-        }
-        return self._decoded(given, options, batch)
+        assert keys.key_live is not None
+        return self._decoded(
+            behind(embeds, torch.cat([keys.key_live[keys.rows], mask], dim=1), cache), options, batch
+        )
 
     # -- checks at load ------------------------------------------------------------------------------------
 

@@ -8,12 +8,13 @@ All three are logits = scale * f(pooled) . vectors + bias, with other vectors (s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from incipit.backbones import attend
+from incipit.backbones import attend, internals
 from incipit.backbones.base import near, widened
 from incipit.backbones.rows import compact
 from incipit.backbones.sites import SiteBackbone
@@ -51,7 +52,7 @@ class EncoderBackbone(SiteBackbone):
         try:
             with torch.no_grad():
                 whole = self.model(**self._sample()).logits
-                ours = output(attend.before_output(self.model, **self._sample()))
+                ours = output(internals.before_output(self.model, **self._sample()))
             agrees = whole.shape == ours.shape and near(whole, ours, 1e-5)
         except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):
             agrees = False
@@ -88,7 +89,7 @@ class EncoderBackbone(SiteBackbone):
         given = {"inputs_embeds": embeds, "attention_mask": mask.long()}
         with self.entering(injection):
             if transformed:
-                hidden = attend.before_output(self.model, **given)
+                hidden = internals.before_output(self.model, **given)
             else:
                 hidden = self.body(**given).last_hidden_state
         return hidden, mask, is_text, ids
@@ -133,6 +134,10 @@ class EncoderBackbone(SiteBackbone):
         logits = readout.scale * torch.einsum("bh,bch->bc", features, vectors)
         logits = logits + readout.bias.to(logits)[injection.rows]
         return logits.masked_fill(~readout.live[injection.rows], -torch.inf)
+
+    def _probe_rows(self, count: int, slots: int) -> tuple[Batch, Injection]:
+        batch, injection = super()._probe_rows(count, slots)
+        return batch, replace(injection, readout=self.readout(["a", "b"], "head"))
 
     def loss(self, batch: Batch, injection: Injection | None) -> tuple[Tensor, Tensor]:
         logits = self.class_logits(batch, injection)
@@ -203,7 +208,8 @@ class EncoderBackbone(SiteBackbone):
         def run() -> object:
             return self.body(inputs_embeds=self.embed(tokens), attention_mask=torch.ones_like(tokens))
 
-        return attend.record(run, {s: self.modules[s] for s in sites})
+        with torch.no_grad():
+            return attend.record(run, {s: self.modules[s] for s in sites})
 
 
 _OFFSET_POSITIONS = frozenset(

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from incipit.backbones import attend, builtin
+from incipit.backbones import attend, builtin, internals
 from incipit.backbones.base import Backbone
 from incipit.backbones.causal import CausalBackbone
 from incipit.backbones.encdec import EncoderDecoderBackbone
@@ -54,14 +54,14 @@ def load(
                 place,
                 dtype=DTYPES.get(dtype, "auto"),
                 output_loading_info=True,
-                **attend.load_options(config, DTYPES.get(dtype)),
+                **internals.load_options(config, DTYPES.get(dtype)),
                 **source,
             )
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise BackboneError(
                 f"backbone {name!r} cannot be loaded: {_first_line(error)}; {_move(name)}"
             ) from error
-    if absent := attend.lacking(info):
+    if absent := internals.lacking(info):
         raise BackboneError(
             f"the files of {name!r} lack {len(absent)} weights of a {type(model).__name__} "
             f"(first: {absent[0]}), which would be random numbers: choose a checkpoint of the whole model"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from incipit.backbones import attend
+from incipit.backbones import internals
 from incipit.batch import Encoded
 from incipit.errors import BackboneError, DataError
 from incipit.injection import Geometry
@@ -188,7 +188,7 @@ class Words:
             if len(pieces) >= 4 * count + 2000:  # well past any alphabet
                 break
         words = [token for token, single in pieces if not single]
-        if attend.alphabet_first(self.tokenizer) and len(words) >= min(count, len(pieces) // 4):
+        if internals.alphabet_first(self.tokenizer) and len(words) >= min(count, len(pieces) // 4):
             return words[:count]
         return [token for token, _ in pieces[:count]]
 

@@ -12,6 +12,7 @@ import torch
 
 from incipit.backbones import Backbone, EncoderBackbone, GenerateOptions
 from incipit.batch import Batch, Encoded, collate
+from incipit.decode.prefixes import Prefixes
 from incipit.decode.rank import class_probabilities, rank, stacked
 from incipit.encode import question
 from incipit.errors import PromptError
@@ -37,56 +38,127 @@ def predict(
     mode: str = "auto",
     options: GenerateOptions | None = None,
     batch: int = 64,
+    prefixes: Prefixes | None = None,
 ) -> list[Prediction]:
     """One Prediction per example; example i is read by prompts[rows[i]] (default: prompt 0).
 
     mode: "rank" scores each example's choices, "generate" writes text, "auto" ranks where there are choices.
     Rows of equal length are batched together whatever their prompt; the order of the answers is that of the examples.
+    What the prompts make of the model is computed once a call; `prefixes` keeps it from one call to the next.
     """
     rows = list(rows) if rows is not None else [0] * len(examples)
-    answers: list[Prediction | None] = [None] * len(examples)
-    ranked = [i for i, e in enumerate(examples) if mode == "rank" or (mode == "auto" and e.choices)]
-    written = sorted(set(range(len(examples))) - set(ranked))
-    options = options or GenerateOptions()
-    room = [p.length if p is not None else 0 for p in prompts]
-    more = options.max_new_tokens if backbone.family == "causal" else 0  # an answer stands behind its input
+    ranked = {i for i, e in enumerate(examples) if mode == "rank" or (mode == "auto" and e.choices)}
+    written = [i for i in range(len(examples)) if i not in ranked]
+    if written and isinstance(backbone, EncoderBackbone):
+        raise PromptError(
+            f"backbone {backbone.name!r} is an encoder and writes no text: rank label words "
+            '(decode.mode = "rank"), or use a causal or encoder-decoder backbone'
+        )
+    reader = _Reader(backbone, prompts, examples, rows, prefixes, options or GenerateOptions())
+    answers: dict[int, Prediction] = {}
     with torch.no_grad():
-        for index in _chunks(ranked, examples, batch):
-            part = [examples[i] for i in index]
-            picked, local = _local(prompts, [rows[i] for i in index])
-            if isinstance(backbone, EncoderBackbone):
-                encoded = [question(backbone, examples[i], room=room[rows[i]]) for i in index]
-                shares = class_probabilities(backbone, _batch(backbone, encoded, local), picked, part)
-            else:
-                rooms = [room[rows[i]] for i in index]
-                shares = rank(backbone, picked, part, local, rooms)
-            for i, example, share in zip(index, part, shares, strict=True):
-                best = max(range(len(share)), key=share.__getitem__)
-                pairs = dict(zip(example.choices, share, strict=True))
-                answers[i] = Prediction(example.choices[best], best, pairs)
+        for index in _chunks(sorted(ranked), examples, batch):
+            answers |= zip(index, reader.rank(index), strict=True)
         for index in _chunks(written, examples, batch):
-            if isinstance(backbone, EncoderBackbone):
-                raise PromptError(
-                    f"backbone {backbone.name!r} is an encoder and writes no text: rank label words "
-                    '(decode.mode = "rank"), or use a causal or encoder-decoder backbone'
-                )
-            picked, local = _local(prompts, [rows[i] for i in index])
-            encoded = [question(backbone, examples[i], room=room[rows[i]] + more) for i in index]
-            ready = _batch(backbone, encoded, local)
-            out = backbone.generate(ready, stacked(picked, ready.rows), options)
-            for i, ids in zip(index, out, strict=True):
-                answers[i] = Prediction(backbone.decode(ids))
-    return [a for a in answers if a is not None]
+            answers |= zip(index, reader.write(index), strict=True)
+    return [answers[i] for i in range(len(examples))]
 
 
-def _batch(backbone: Backbone, encoded: Sequence[Encoded], rows: Sequence[int]) -> Batch:
-    return collate(encoded, rows, pad_id=backbone.pad_id).to(backbone.device)
+def predict_all(
+    backbone: Backbone,
+    prompts: Sequence[Prompt | None],
+    examples: Sequence[Example],
+    *,
+    mode: str = "auto",
+    options: GenerateOptions | None = None,
+    batch: int = 64,
+    prefixes: Prefixes | None = None,
+) -> list[list[Prediction]]:
+    """Every prompt on every example, K lists of B predictions: K · B rows over one frozen model, as for an ensemble.
+
+    Copies of a text stand in the same batches, and are made token ids once where their prompts leave equal room.
+    """
+    rows = [k for k in range(len(prompts)) for _ in examples]
+    asked = list(examples) * len(prompts)
+    found = predict(
+        backbone, prompts, asked, rows, mode=mode, options=options, batch=batch, prefixes=prefixes
+    )
+    return [found[k * len(examples) : (k + 1) * len(examples)] for k in range(len(prompts))]
 
 
-def _local(prompts: Sequence[Prompt | None], rows: Sequence[int]) -> tuple[list[Prompt | None], list[int]]:
-    """The prompts that a batch really uses, and its rows among them."""
-    used = sorted(set(rows))
-    return [prompts[k] for k in used], [used.index(k) for k in rows]
+class _Reader:
+    """One call of `predict`: what its batches share."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompts: Sequence[Prompt | None],
+        examples: Sequence[Example],
+        rows: Sequence[int],
+        prefixes: Prefixes | None,
+        options: GenerateOptions,
+    ) -> None:
+        if prefixes is not None and prefixes.backbone is not backbone:
+            raise PromptError(
+                f"the prefixes were computed by backbone {prefixes.backbone.name!r}, the rows are read by "
+                f"{backbone.name!r}: keep Prefixes for each backbone"
+            )
+        self.backbone, self.prompts, self.examples, self.rows = backbone, prompts, examples, rows
+        self.options = options
+        several = len(rows) > len(set(rows))  # otherwise each prompt is read once, together with its row
+        self.prefixes = Prefixes(backbone) if prefixes is None and several else prefixes
+        self.room = [p.length if p is not None else 0 for p in prompts]
+        self._encoded: dict[tuple[int, int], Encoded] = {}
+        self._blank: dict[int, bool] = {}
+
+    def rank(self, index: Sequence[int]) -> list[Prediction]:
+        """The likeliest choice of each of these examples."""
+        part = [self.examples[i] for i in index]
+        picked, local = self._picked(index)
+        if isinstance(self.backbone, EncoderBackbone):
+            shares = class_probabilities(self.backbone, self._batch(index, local), picked, part)
+        else:
+            rooms = [self.room[self.rows[i]] for i in index]
+            shares = rank(self.backbone, picked, part, local, rooms)
+        best = [max(range(len(share)), key=share.__getitem__) for share in shares]
+        return [
+            Prediction(example.choices[b], b, dict(zip(example.choices, share, strict=True)))
+            for example, b, share in zip(part, best, shares, strict=True)
+        ]
+
+    def write(self, index: Sequence[int]) -> list[Prediction]:
+        """What the model writes to these examples."""
+        picked, local = self._picked(index)
+        more = self.options.max_new_tokens if self.backbone.family == "causal" else 0  # behind its input
+        ready = self._batch(index, local, more)
+        out = self.backbone.generate(ready, stacked(picked, ready.rows), self.options)
+        return [Prediction(self.backbone.decode(ids)) for ids in out]
+
+    def _picked(self, index: Sequence[int]) -> tuple[list[Prompt | None], list[int]]:
+        """The prompts that these rows really use, and each row's place among them."""
+        used = sorted({self.rows[i] for i in index})
+        place = {k: n for n, k in enumerate(used)}
+        picked = [self.prompts[k] for k in used]
+        if self.prefixes is not None and not any(self._is_blank(i) for i in index):
+            picked = self.prefixes.ready(picked)
+        return picked, [place[self.rows[i]] for i in index]
+
+    def _is_blank(self, i: int) -> bool:
+        """Whether a row has no text of its own: then a prompt row must stay with it, to predict its answer."""
+        example = self.examples[i]
+        if id(example) not in self._blank:
+            text = example.messages or self.backbone.ending or self.backbone.text_ids(example.input)
+            self._blank[id(example)] = not text
+        return self._blank[id(example)]
+
+    def _batch(self, index: Sequence[int], local: Sequence[int], more: int = 0) -> Batch:
+        encoded = []
+        for i in index:
+            key = id(self.examples[i]), self.room[self.rows[i]] + more
+            if key not in self._encoded:
+                self._encoded[key] = question(self.backbone, self.examples[i], room=key[1])
+            encoded.append(self._encoded[key])
+        return collate(encoded, local, pad_id=self.backbone.pad_id).to(self.backbone.device)
 
 
 def _chunks(index: Sequence[int], examples: Sequence[Example], size: int) -> Iterator[list[int]]:

@@ -11,15 +11,13 @@ from collections.abc import Sequence
 
 import torch
 
-from incipit.backbones import Backbone, CausalBackbone, EncoderBackbone, EncoderDecoderBackbone
+from incipit.backbones import Backbone, EncoderBackbone
 from incipit.batch import Batch, Encoded, collate
 from incipit.encode import question
 from incipit.errors import DataError, PromptError
 from incipit.injection import Injection
 from incipit.prompts import Prompt
 from incipit.tasks.example import Example
-
-MAX_ROWS = 256  # rows of one forward pass when every candidate is a row of its own
 
 
 def rank(
@@ -31,28 +29,17 @@ def rank(
 ) -> list[list[float]]:
     """Shares of each example's choices, in their order; row i is read by prompts[rows[i]]."""
     candidates = [_candidates(backbone, e, room) for e, room in zip(examples, rooms, strict=True)]
-    single = all(len(c.target_ids) == 1 for cs in candidates for c in cs)
-    if single and isinstance(backbone, CausalBackbone | EncoderDecoderBackbone):
-        firsts = [cs[0] for cs in candidates]
-        same = all(c.input_ids == cs[0].input_ids for cs in candidates for c in cs)
-        if same:
-            batch = collate(firsts, rows, pad_id=backbone.pad_id).to(backbone.device)
-            logs = backbone.next_token(batch, stacked(prompts, batch.rows))  # [B, V]
-            scores = [[float(logs[i, c.target_ids[0]]) for c in cs] for i, cs in enumerate(candidates)]
-            return [torch.tensor(s).softmax(dim=0).tolist() for s in scores]
-    flat = [(c, row) for cs, row in zip(candidates, rows, strict=True) for c in cs]
-    logs_flat: list[float] = []
-    for start in range(0, len(flat), MAX_ROWS):
-        part = flat[start : start + MAX_ROWS]
-        batch = collate([c for c, _ in part], [r for _, r in part], pad_id=backbone.pad_id).to(
-            backbone.device
-        )
-        logs_flat += backbone.score(batch, stacked(prompts, batch.rows)).tolist()
-    shares, at = [], 0
-    for cs in candidates:
-        shares.append(torch.tensor(logs_flat[at : at + len(cs)]).softmax(dim=0).tolist())
-        at += len(cs)
-    return shares
+    if all(c.input_ids == cs[0].input_ids for cs in candidates for c in cs):
+        asked, readers = [cs[0] for cs in candidates], list(rows)
+        ends = [[c.target_ids for c in cs] for cs in candidates]
+    else:  # a tokenizer that joins the last word of an input and a label: every candidate has its own input
+        asked = [c for cs in candidates for c in cs]
+        readers = [row for cs, row in zip(candidates, rows, strict=True) for _ in cs]
+        ends = [[c.target_ids] for c in asked]
+    batch = collate(asked, readers, pad_id=backbone.pad_id).to(backbone.device)
+    flat = [log for logs in backbone.choices(batch, stacked(prompts, batch.rows), ends) for log in logs]
+    found = iter(flat)
+    return [torch.tensor([next(found) for _ in cs]).softmax(dim=0).tolist() for cs in candidates]
 
 
 def class_probabilities(

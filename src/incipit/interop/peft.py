@@ -274,6 +274,11 @@ def _entering(prompt: Prompt, backbone: Backbone) -> tuple[Injection, int]:
             "the prompt is read out by class vectors of its own (label words, verbalizer or head), for "
             "which PEFT has no place: export prompts of causal and encoder-decoder backbones"
         )
+    if part.isolated:
+        raise InteropError(
+            "the prompt is isolated (it does not see the input), and PEFT reads every prompt jointly: it would "
+            'answer otherwise there; train one with prompt.attention = "joint"'
+        )
     if part.inputs is not None and tail:
         assert part.live is not None
         inputs, live = part.inputs[:, :-tail], part.live[:, :-tail]

@@ -12,6 +12,7 @@ from incipit.injection import Geometry, Readout
 from incipit.prompts.base import Prompt, RowPrompt
 from incipit.prompts.framed import Embed, Framed, Reading, split_layout
 from incipit.prompts.inputs import InputPrompt
+from incipit.prompts.isolated import Isolated
 from incipit.prompts.prefix import PrefixPrompt
 from incipit.prompts.reparam import Reparametrised
 
@@ -19,6 +20,7 @@ __all__ = [
     "PROMPTS",
     "Framed",
     "InputPrompt",
+    "Isolated",
     "PrefixPrompt",
     "Prompt",
     "Reading",
@@ -33,6 +35,7 @@ PROMPTS: dict[str, type[Prompt]] = {
     "prefix": PrefixPrompt,
     "reparametrised": Reparametrised,
     "framed": Framed,
+    "isolated": Isolated,
     "reading": Reading,
 }
 
@@ -53,9 +56,11 @@ def build(spec: Mapping[str, Any], geometry: Geometry, embed: Embed) -> Prompt:
         inner = build(spec["inner"], geometry, embed) if spec["inner"] is not None else None
         if kind == "framed":
             return Framed(geometry, inner, spec["before"], spec["after"], embed)
+        if inner is None:
+            raise PromptError(f"the spec of a {kind!r} prompt holds no inner prompt: it was damaged")
+        if kind == "isolated":
+            return Isolated(geometry, inner)
         if kind == "reading":
-            if inner is None:
-                raise PromptError("the spec of a 'reading' prompt holds no inner prompt: it was damaged")
             shape = (1, spec["classes"])
             readout = Readout(
                 torch.zeros(*shape, spec["width"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ class Framed(Prompt):
             ones = (part.live.new_ones(1, len(self.before_ids)), part.live.new_ones(1, len(self.after_ids)))
             live = torch.cat([ones[0], part.live, ones[1]], dim=1)
         inputs = rows[None] if rows.shape[0] else None
-        return Injection(part.rows, inputs, part.keys, part.values, live, part.key_live, part.readout)
+        return replace(part, inputs=inputs, live=live)
 
     def bake(self) -> Prompt:
         if self.inner is None or self.inner.bake() is self.inner:
@@ -139,7 +140,7 @@ class Reading(Prompt):
         part = self.inner.injection()
         live = torch.ones(self.bias.shape, dtype=torch.bool, device=self.bias.device)
         readout = Readout(self.vectors, self.bias, live, self.pool, self.cosine, self.scale)
-        return Injection(part.rows, part.inputs, part.keys, part.values, part.live, part.key_live, readout)
+        return replace(part, readout=readout)
 
     def bake(self) -> Prompt:
         baked = self.inner.bake()

@@ -51,6 +51,13 @@ def _prompt(recipe: Recipe) -> Iterator[str]:
             yield from _unread(p, [key], "prompt", f'prompt.start = "{start}"')
     if p.kind != "prefix":
         yield from _unread(p, ["sites"], "prompt", 'prompt.kind = "prefix"')
+    if p.kind == "prefix" and p.attention == "isolated":
+        yield (
+            'prompt.attention: keys and values never see the input; got "isolated" with prompt.kind = "prefix"; '
+            'remove it, or set prompt.kind = "input"'
+        )
+    if p.kind == "none" and not p.layout:
+        yield from _unread(p, ["attention"], "prompt", 'prompt.kind = "input" or prompt.layout')
     if len(set(p.sites)) < len(p.sites):
         yield f"prompt.sites: a site is there twice; got {list(p.sites)}; name each once"
     if p.kind == "none":

@@ -88,6 +88,24 @@ class Recipe(Table):
         """From a TOML file; relative paths of its task start at its folder."""
         return cls.of(files.read_toml(path), overrides, Path(path).parent, str(path))
 
+    def varied(self, changes: Mapping[str, Any], source: str = "the recipe") -> Recipe:
+        """The same recipe with other values at some keys ("train.lr"), checked anew.
+
+        The defaults that follow other choices (prompt.start, and train.lr of model tuning) follow them again.
+        """
+        table = self.table()
+        plain = _defaulted(Recipe(task=self.task, train=TrainTable(method=self.train.method)), self.spec)
+        for name, key in (("prompt", "start"), ("train", "lr")):
+            if table[name][key] == getattr(getattr(plain, name), key):
+                del table[name][key]
+        for path, value in changes.items():
+            *outer, last = path.split(".")
+            inner = table
+            for key in outer:
+                inner = inner.setdefault(key, {})
+            inner[last] = value
+        return Recipe.of(table, (), self._base, source)
+
     @property
     def base(self) -> str:
         """The folder that relative paths of the task start from; "": where the process runs."""

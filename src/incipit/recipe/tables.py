@@ -53,6 +53,9 @@ class PromptTable(Table):
     layout: str = ""
     """Constant text around the soft rows: "{bos}You sort mail. {soft}".
     Empty: chosen by the family of the backbone and the kind."""
+    attention: Literal["joint", "isolated"] = "joint"
+    """Encoder-decoders: "joint": prompt and input see each other, as in the paper. "isolated": the input sees the
+    prompt, the prompt only itself, so it is computed once for all rows; another function, and a faster one."""
     sites: Annotated[tuple[Literal["encoder", "decoder", "cross"], ...], Field(strict=False)] = ()
     """kind = "prefix": which attentions get keys and values; empty: all that the backbone has."""
     reparametrise: Literal["", "mlp", "lstm"] = ""
@@ -102,8 +105,12 @@ class TrainTable(Table):
     patience: Whole = 0
     """Stop after this many scores without a better one; 0: never."""
     micro_batch: Whole = 0
-    """Rows of one forward pass, for small memory; the result does not change. 0: as many
-    as pad each other little."""
+    """Rows of one forward pass; the result does not change. 0: as many as `memory` holds."""
+    memory: Annotated[float, Field(ge=0)] = 0.0
+    """Gigabytes that a forward pass may keep for the backward pass: the rows of a step are cut to fit.
+    0: 4 on a CPU, half of an accelerator's own."""
+    checkpointing: bool = False
+    """Keep each layer's input only, compute the rest again in the backward pass (causal backbones)."""
     save_every: Whole = 0
     """Steps between checkpoints; 0: at the end only."""
     save_minutes: Annotated[float, Field(ge=0)] = 0.0

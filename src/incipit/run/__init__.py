@@ -1,6 +1,20 @@
 """Recipe -> artifact + record: the only place where all parts meet."""
 
-from incipit.run.bundle import Tuned, tune
+from incipit.run.bundle import tune
+from incipit.run.members import Tuned
 from incipit.run.parts import decode_options, examples_of, load_backbone, prompt_choice, text_form
+from incipit.run.sweep import Row, Spread, Swept, sweep
 
-__all__ = ["Tuned", "decode_options", "examples_of", "load_backbone", "prompt_choice", "text_form", "tune"]
+__all__ = [
+    "Row",
+    "Spread",
+    "Swept",
+    "Tuned",
+    "decode_options",
+    "examples_of",
+    "load_backbone",
+    "prompt_choice",
+    "sweep",
+    "text_form",
+    "tune",
+]

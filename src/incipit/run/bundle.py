@@ -1,7 +1,7 @@
 """Bundles: recipes trained together, each then scored, saved and put on record.
 
 Recipes that share a backbone and a schedule train as one bundle: each recipe x seed is one trainee with its own data
-order, optimiser, dev score and best checkpoint; a step is one batch that mixes all of them.
+order, optimiser, dev score and best checkpoint; a step is one batch that mixes all of them, and so is a score.
 """
 
 from __future__ import annotations
@@ -9,55 +9,25 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch import Tensor, nn
 
-from incipit import artifact, files, record
-from incipit.assemble import make_prompt
+from incipit import artifact, files
 from incipit.backbones import Backbone
 from incipit.batch import Batch, Encoded, collate
-from incipit.decode import stacked
-from incipit.encode import encode
 from incipit.errors import RecipeError, StorageError, TrainingError
-from incipit.evaluation import evaluate
-from incipit.prompts import Prompt, Reading
+from incipit.evaluation import evaluate_all
 from incipit.recipe import Recipe
-from incipit.run.parts import decode_options, load_backbone, prompt_choice, text_form
-from incipit.tasks.example import Example
+from incipit.run.members import Data, Member, Tuned, keep, make_member, member_name
+from incipit.run.parts import load_backbone, objective, passes
 from incipit.tasks.metrics import METRICS
-from incipit.tasks.task import Task
-from incipit.train import ExampleStream, FitSettings, OptimSettings, Outcome, PassStream, Stream, Trainee, fit
+from incipit.train import FitSettings, OptimSettings, Outcome, fit
 from incipit.train.checkpoint import FILE as CHECKPOINT
 from incipit.train.trainee import FREE
 
-
-@dataclass(frozen=True)
-class Tuned:
-    """One trained prompt (or tuned model). place: its artifact, "" for a tuned model. scores: split -> metric."""
-
-    name: str
-    seed: int
-    place: str
-    prompt: Prompt | None
-    scores: dict[str, dict[str, float]]
-    outcome: Outcome
-    record: dict[str, Any]
-
-
-@dataclass
-class _Member:
-    """One recipe x seed of a bundle."""
-
-    recipe: Recipe
-    seed: int
-    name: str
-    task: Task
-    prompt: Prompt | None
-    trainee: Trainee
+Pair = tuple[Recipe, int]  # a recipe and one of its seeds
 
 
 def tune(
@@ -75,12 +45,24 @@ def tune(
     recipe x seed, in that order. Raises TrainingError when the folder holds a run already and neither `resume`
     nor `overwrite` is given, StorageError when an artifact's place is taken.
     """
+    bundles = plan(recipes, folder, backbone)
+    for bundle in bundles:
+        bundle.check_places(resume, overwrite)
+    found = []
+    for bundle in bundles:
+        bundle.train(resume=resume, overwrite=overwrite, show=show)
+        found += bundle.finish(lambda member: True)
+    return ordered(found, recipes)
+
+
+def plan(recipes: Sequence[Recipe], folder: files.PathLike, backbone: Backbone | None = None) -> list[Bundle]:
+    """The fewest bundles that hold every recipe x seed; each has a folder of its own where there are several."""
     if not recipes:
         raise RecipeError("nothing to tune: give at least one recipe")
     names = [r.name for r in recipes]
     if len(set(names)) < len(names):
         raise RecipeError(f"two recipes are named {max(names, key=names.count)!r}: give each its own name")
-    groups: dict[str, list[tuple[Recipe, int]]] = {}
+    groups: dict[str, list[Pair]] = {}
     for recipe in recipes:
         for seed in recipe.train.seeds:
             groups.setdefault(_bundle_key(recipe, seed), []).append((recipe, seed))
@@ -89,168 +71,148 @@ def tune(
             f"a backbone that is given can be tuned in one run, here are {len(groups)}: "
             "leave `backbone` out, and each run loads its own"
         )
-    found: dict[str, list[Tuned]] = {}
     loaded: dict[str, Backbone] = {}
-    for members in groups.values():
-        place = Path(folder) if len(groups) == 1 else Path(folder) / _folder_name(members)
-        first = members[0][0]
-        key = first.backbone.model_dump_json()
+
+    def lent(recipe: Recipe) -> Backbone:
         if backbone is not None:
-            used = backbone
-        elif first.train.method == "model":  # a tuned model is not lent to the next bundle
-            used = load_backbone(first)
-        else:
-            used = loaded[key] = loaded.get(key) or load_backbone(first)
-        for note in used.notes if show else ():
-            print(f"note: {note}", file=sys.stderr)
-        for tuned in _tune_bundle(members, used, place, resume=resume, overwrite=overwrite, show=show):
-            found.setdefault(tuned.record["settings"]["name"], []).append(tuned)
-    return [t for r in recipes for t in found[r.name]]
+            return backbone
+        if recipe.train.method == "model":  # a tuned model is not lent to the next bundle
+            return load_backbone(recipe)
+        key = recipe.backbone.model_dump_json()
+        if key not in loaded:
+            loaded[key] = load_backbone(recipe)
+        return loaded[key]
+
+    whole = Path(folder)
+    return [
+        Bundle(pairs, whole if len(groups) == 1 else whole / _folder_name(pairs), lent)
+        for pairs in groups.values()
+    ]
+
+
+def ordered(tuned: Sequence[Tuned], recipes: Sequence[Recipe]) -> list[Tuned]:
+    """Recipe by recipe, seed by seed, whatever bundle they were in."""
+    places = {
+        member_name(r, seed): n for n, (r, seed) in enumerate((r, s) for r in recipes for s in r.train.seeds)
+    }
+    return sorted(tuned, key=lambda one: places[one.name])
 
 
 def _bundle_key(recipe: Recipe, seed: int) -> str:
     """Recipes with equal keys can train in one bundle; a model is tuned alone."""
-    train = recipe.train.model_dump(exclude={"lr", "lr_absolute", "seeds"})
-    prompt = recipe.prompt.model_dump(include={"kind", "sites", "readout"})
-    best = METRICS[recipe.load_task().metrics[0]].higher_is_better
+    train = recipe.train.model_dump(exclude={"lr", "lr_absolute", "seeds", "eval_limit"})
+    kind = recipe.prompt.kind
+    prompt = recipe.prompt.model_dump(include={"kind", "sites", "readout", "attention"})
+    layout = "" if kind == "input" else recipe.prompt.layout  # may put rows beside keys and values, or none
+    best = METRICS[recipe.spec.metric_names()[0]].higher_is_better
     alone = [recipe.name, seed] if recipe.train.method == "model" else []
-    return files.sha256_json([recipe.backbone.model_dump(), train, prompt, best, alone])
+    return files.sha256_json([recipe.backbone.model_dump(), train, prompt, layout, best, alone])
 
 
-def _name(recipe: Recipe, seed: int) -> str:
-    """The artifact's name: the recipe's, with the seed where there are several."""
-    return recipe.name if len(recipe.train.seeds) == 1 else f"{recipe.name}-s{seed}"
-
-
-def _folder_name(members: Sequence[tuple[Recipe, int]]) -> str:
+def _folder_name(pairs: Sequence[Pair]) -> str:
     """Where a bundle goes that is not the only one of its call."""
-    whole = members[0][0].train.method == "model"
-    names = [_name(r, seed) if whole else r.name for r, seed in members]
+    whole = pairs[0][0].train.method == "model"
+    names = [member_name(r, seed) if whole else r.name for r, seed in pairs]
     joined = "+".join(dict.fromkeys(names))
     return joined if len(joined) <= 80 else f"{joined[:70]}-{files.sha256_json(names)[:8]}"
 
 
-def _check_places(names: Sequence[str], folder: Path, resume: bool, overwrite: bool) -> None:
-    """Before a long training: an artifact will find its place free, or may replace an artifact there."""
-    there = files.exists(folder / CHECKPOINT)
-    if there and not resume and not overwrite:
-        raise TrainingError(
-            f"{str(folder)!r} holds a run already: pass --resume to go on with it, --overwrite to replace it, or "
-            "choose another folder"
-        )
-    again = overwrite or (resume and there)
-    for name in names:
-        if files.exists(folder / name) and not again:
-            raise StorageError(
-                f"{str(folder / name)!r} exists already: choose another folder, or pass --overwrite"
+class Bundle:
+    """Recipes x seeds that train in one process on one frozen model: `check_places`, `train`, `finish`."""
+
+    def __init__(self, pairs: Sequence[Pair], folder: Path, lent: Callable[[Recipe], Backbone]) -> None:
+        self.pairs, self.folder, self._lent = list(pairs), folder, lent
+        self.names = [member_name(r, seed) for r, seed in pairs]
+        self.members: list[Member] = []
+        self.outcomes: list[Outcome] = []  # of each member; they outlive `release`
+        self._backbone: Backbone | None = None
+        self._seconds = 0.0
+
+    @property
+    def whole(self) -> bool:
+        """Whether it tunes the model itself, which then belongs to it."""
+        return self.pairs[0][0].train.method == "model"
+
+    def check_places(self, resume: bool, overwrite: bool) -> None:
+        """Before a long training: an artifact will find its place free, or may replace an artifact there."""
+        there = files.exists(self.folder / CHECKPOINT)
+        if there and not resume and not overwrite:
+            raise TrainingError(
+                f"{str(self.folder)!r} holds a run already: pass --resume to go on with it, --overwrite to "
+                "replace it, or choose another folder"
             )
-        artifact.check_replaceable(folder / name)
+        again = overwrite or (resume and there)
+        for name in self.names:
+            if files.exists(self.folder / name) and not again:
+                raise StorageError(
+                    f"{str(self.folder / name)!r} exists already: choose another folder, or pass --overwrite"
+                )
+            artifact.check_replaceable(self.folder / name)
+
+    def train(self, *, resume: bool = False, overwrite: bool = False, show: bool = True) -> None:
+        """All members step together; at the end each holds its best tensors."""
+        started = time.monotonic()
+        backbone = self._backbone = self._lent(self.pairs[0][0])
+        for note in backbone.notes if show else ():
+            print(f"note: {note}", file=sys.stderr)
+        data = Data(backbone)
+        members = self.members = [make_member(recipe, seed, data) for recipe, seed in self.pairs]
+        prompts = [m.prompt for m in members]
+        if self.pairs[0][0].train.checkpointing:
+            backbone.recompute()
+        processes = Accelerator()
+        if overwrite and not resume and processes.is_main_process:
+            files.remove_run(self.folder)
+        processes.wait_for_everyone()
+
+        def together(encoded: Sequence[Encoded], rows: Sequence[int]) -> Batch:
+            return collate(encoded, rows, pad_id=backbone.pad_id)
+
+        def evaluate(live: Sequence[int]) -> dict[int, dict[str, float]]:
+            trials = {k: dev for k in live if (dev := members[k].dev) is not None}
+            found = evaluate_all(backbone, list(trials.values()))
+            return {k: one.scores for k, one in zip(trials, found, strict=True)}
+
+        identity = {
+            "backbone": backbone.fingerprint,
+            "recipes": [_same(r) for r in {r.name: r for r, _ in self.pairs}.values()],
+            "data": {m.name: m.task.data_hash for m in members},
+        }
+        self.outcomes = fit(
+            [m.trainee for m in members], objective(backbone, prompts), _settings(members, backbone, show),
+            self.folder, together, evaluate=evaluate, identity=identity, resume=resume,
+        )  # fmt: skip
+        self._seconds = (time.monotonic() - started) / len(members)
+
+    def release(self) -> None:
+        """Let go of the model that was tuned; `finish` reads it again from the checkpoint."""
+        self.members, self._backbone = [], None
+
+    def finish(self, tested: Callable[[Member], bool]) -> list[Tuned]:
+        """Score the test split once, of the chosen members in the same batches; write artifacts and records."""
+        if self._backbone is None:
+            seconds = self._seconds
+            self.train(resume=True, show=False)
+            self._seconds = seconds
+        assert self._backbone is not None
+        trials = {m.name: test for m in self.members if tested(m) and (test := m.test) is not None}
+        found = evaluate_all(self._backbone, list(trials.values()), legality=True)
+        scores = {name: one.scores for name, one in zip(trials, found, strict=True)}
+        return [
+            keep(m, o, self._backbone, self.folder, self._seconds, scores.get(m.name))
+            for m, o in zip(self.members, self.outcomes, strict=True)
+        ]
 
 
-def _tune_bundle(
-    chosen: Sequence[tuple[Recipe, int]],
-    backbone: Backbone,
-    folder: Path,
-    *,
-    resume: bool,
-    overwrite: bool,
-    show: bool,
-) -> list[Tuned]:
-    started = time.monotonic()
-    _check_places([_name(r, seed) for r, seed in chosen], folder, resume, overwrite)
-    recipes = {r.name: r for r, _ in chosen}.values()
-    tasks = {r.name: r.load_task() for r in recipes}  # read once, whatever the number of seeds
-    members = [_member(recipe, seed, backbone, tasks[recipe.name]) for recipe, seed in chosen]
-    prompts = [m.prompt for m in members]
-    processes = Accelerator()
-    if overwrite and not resume and processes.is_main_process:
-        files.remove_run(folder)
-    processes.wait_for_everyone()
-
-    def objective(batch: Batch) -> tuple[Tensor, Tensor]:
-        return backbone.loss(batch, stacked(prompts, batch.rows))
-
-    def together(encoded: Sequence[Encoded], rows: Sequence[int]) -> Batch:
-        return collate(encoded, rows, pad_id=backbone.pad_id)
-
-    settings = _settings(members[0], show)
-    identity = {
-        "backbone": backbone.fingerprint,
-        "recipes": [_same(r) for r in recipes],
-        "data": {m.name: m.task.data_hash for m in members},
-    }
-    outcomes = fit(
-        [m.trainee for m in members], objective, settings, folder, together, identity=identity, resume=resume
-    )
-    seconds = time.monotonic() - started
-    return [
-        _finish(m, o, backbone, folder, seconds / len(members))
-        for m, o in zip(members, outcomes, strict=True)
-    ]
-
-
-def _same(recipe: Recipe) -> dict[str, Any]:
+def _same(recipe: Recipe) -> Mapping[str, Any]:
     """What of a recipe must not change when its run is resumed."""
     table = recipe.table()
     train = {k: v for k, v in table["train"].items() if k not in FREE}
     return {**table, "train": train}
 
 
-def _member(recipe: Recipe, seed: int, backbone: Backbone, task: Task) -> _Member:
-    choice = prompt_choice(recipe)
-    train, whole = recipe.train, recipe.train.method == "model"
-    prompt = make_prompt(choice, backbone, task.labels, seed)
-    name = _name(recipe, seed)
-    room = prompt.length if prompt is not None else 0
-
-    def ready(example: Example) -> Encoded:
-        return encode(backbone, example, room=room)
-
-    validation = task.validation
-    chosen = list(validation)[: train.eval_limit] if train.eval_limit else validation
-    options = decode_options(recipe)
-
-    def judge() -> dict[str, float]:
-        return evaluate(backbone, prompt, chosen, task.metrics, options).scores
-
-    units: dict[str, float] = {}
-    module: nn.Module
-    if whole:
-        for parameter in backbone.model.parameters():
-            parameter.requires_grad_(True)
-        module = nn.ModuleList([backbone.model, *([prompt] if prompt is not None else [])])
-    else:
-        if prompt is None:
-            raise RecipeError(
-                'train.method = "prompt" with prompt.kind = "none" has nothing to train: '
-                'choose "input" or "prefix", or train.method = "model"'
-            )
-        module = prompt
-        units = prompt.units() if train.lr_absolute is None else {}
-    rate = train.lr if train.lr_absolute is None else train.lr_absolute
-    head = {}
-    if isinstance(prompt, Reading) and prompt.trained:  # its rate is absolute, and undoes the trainee's own
-        own = "1." if whole else ""
-        head = {f"{own}{n}": recipe.prompt.head_lr / rate for n in ("vectors", "bias")}
-    trainee = Trainee(
-        name=name,
-        module=module,
-        stream=_stream(task, ready, seed),
-        evaluate=judge if len(chosen) else None,
-        units=units | head,
-        lr=rate,
-    )
-    return _Member(recipe, seed, name, task, prompt, trainee)
-
-
-def _stream(task: Task, ready: Callable[[Example], Encoded], seed: int) -> Stream:
-    """The task's training rows, in memory or as they come."""
-    if task.spec.streaming:
-        return PassStream(lambda turn: task.stream(seed, turn), ready)
-    return ExampleStream(task.train, ready, seed=seed)
-
-
-def _settings(member: _Member, show: bool) -> FitSettings:
+def _settings(members: Sequence[Member], backbone: Backbone, show: bool) -> FitSettings:
+    member = members[0]
     t = member.recipe.train
     return FitSettings(
         steps=t.steps,
@@ -269,60 +231,9 @@ def _settings(member: _Member, show: bool) -> FitSettings:
         best="max" if METRICS[member.task.metrics[0]].higher_is_better else "min",
         patience=t.patience,
         micro_batch=t.micro_batch,
+        **passes(backbone, [m.prompt for m in members], t.memory, t.precision),
         save_every=t.save_every,
         save_minutes=t.save_minutes,
         show=show,
         tensorboard=t.tensorboard,
     )
-
-
-def _finish(member: _Member, outcome: Outcome, backbone: Backbone, folder: Path, seconds: float) -> Tuned:
-    """Score the test split once; the main process writes the artifact and the record."""
-    task, recipe, prompt = member.task, member.recipe, member.prompt
-    scores: dict[str, dict[str, float]] = {}
-    if outcome.scores:
-        scores["validation"] = dict(outcome.scores)
-    if len(task.test):
-        options = decode_options(recipe)
-        scores["test"] = evaluate(backbone, prompt, task.test, task.metrics, options, legality=True).scores
-    table = recipe.table() | {"seed": member.seed}
-    data = {"task": task.data_hash}
-    main = Accelerator().is_main_process
-    place = str(folder / member.name) if recipe.train.method == "prompt" else ""
-    if place and main:
-        assert prompt is not None
-        artifact.save(
-            place,
-            prompt=prompt,
-            backbone=backbone,
-            name=member.name,
-            task=text_form(task),
-            recipe=table,
-            scores=scores,
-            data=data,
-            overwrite=True,
-        )
-    trained = sum(p.numel() for p in member.trainee.module.parameters() if p.requires_grad)
-    new = record.Record(
-        name=member.name,
-        seed=member.seed,
-        scores=scores,
-        settings=table,
-        data=data,
-        seconds=round(seconds, 2),
-        backbone={
-            "name": backbone.name,
-            "fingerprint": backbone.fingerprint,
-            "parameters": backbone.parameters,
-        },
-        parameters=trained,
-        extra=_extra(outcome),
-    )
-    path = folder / "record.jsonl"
-    known = record.find(path, new)  # a run that was killed between its records, and resumed
-    row = known or (record.append(path, new) if main else record.row(new))
-    return Tuned(member.name, member.seed, place, prompt, scores, outcome, row)
-
-
-def _extra(outcome: Outcome) -> Mapping[str, Any]:
-    return {"steps": outcome.steps, "best_step": outcome.best_step, "best_score": outcome.best_score}

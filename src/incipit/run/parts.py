@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from incipit.assemble import PromptChoice
-from incipit.backbones import Backbone, GenerateOptions, load
+from incipit.backbones import Backbone, CausalBackbone, GenerateOptions, load
+from incipit.batch import Batch
+from incipit.decode import stacked
 from incipit.errors import DataError
 from incipit.evaluation import DecodeOptions
+from incipit.prompts import Isolated, Prompt
 from incipit.recipe import Recipe
 from incipit.tasks.task import Task
+from incipit.train import FitSettings
+from incipit.train.gradients import Objective
 
 
 def load_backbone(recipe: Recipe) -> Backbone:
@@ -22,6 +29,37 @@ def load_backbone(recipe: Recipe) -> Backbone:
     if device == "auto" and (state := Accelerator()).num_processes > 1:
         device = str(state.device)  # of this process, as accelerate launch hands them out
     return load(b.name, dtype=b.dtype, device=device, revision=b.revision or None, trust_code=b.trust_code)
+
+
+def objective(backbone: Backbone, prompts: Sequence[Prompt | None]) -> Objective:
+    """The loss of rows that read these prompts; a pass reads the prompts of its own rows alone."""
+
+    def nll(batch: Batch) -> tuple[Tensor, Tensor]:
+        used, rows = batch.rows.unique(return_inverse=True)
+        return backbone.loss(replace(batch, rows=rows), stacked([prompts[k] for k in used.tolist()], rows))
+
+    return nll
+
+
+def passes(
+    backbone: Backbone, prompts: Sequence[Prompt | None], gigabytes: float, precision: str
+) -> dict[str, Any]:
+    """How a step's rows are cut for memory and padding: `slots`, `more` and `waste` of FitSettings.
+
+    gigabytes 0: what is usual for the device. It depends on the machine's kind, not on what is free there, so that a
+    resumed run cuts its rows alike.
+    """
+    if not gigabytes:
+        cuda = backbone.device.type == "cuda"
+        whole = torch.cuda.get_device_properties(backbone.device).total_memory if cuda else 8 * 2**30
+        gigabytes = whole / 2 / 2**30
+    apart = all(isinstance(p, Isolated) for p in prompts)
+    shared = apart or (isinstance(backbone, CausalBackbone) and backbone.shares)
+    return {
+        "slots": max(1, int(gigabytes * 2**30 / backbone.slot_bytes(precision))),
+        "more": 0 if shared else max(p.length if p is not None else 0 for p in prompts),
+        "waste": 0.0 if backbone.streams else FitSettings.waste,
+    }
 
 
 def prompt_choice(recipe: Recipe) -> PromptChoice:
@@ -40,6 +78,7 @@ def prompt_choice(recipe: Recipe) -> PromptChoice:
         text=p.text,
         given=given if p.start == "given" else None,
         layout=p.layout,
+        attention=p.attention,
         sites=tuple(p.sites),
         reparametrise=p.reparametrise,
         hidden=p.hidden,

@@ -23,6 +23,55 @@ Collate: TypeAlias = Callable[[Sequence[Encoded], Sequence[int]], Batch]
 Row: TypeAlias = tuple[int, Encoded]  # (trainee, its row)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """How a step's rows are cut into forward passes; the sums are the same however they are.
+
+    rows: of one pass (0: any number). slots: most tokens of one pass, padding counted (0: any number). more: slots
+    that each row has besides its own tokens (a prompt that is computed with it). waste: padded over real size at
+    which rows are cut (0: rows are not padded, so that they stand by prompt, then by length).
+    """
+
+    rows: int = 0
+    slots: int = 0
+    more: int = 0
+    waste: float = 1.25
+
+    def cut(self, share: Sequence[Row]) -> Iterator[Sequence[Row]]:
+        """The passes. One long text in a batch of short ones would pad them all to its length."""
+        share = sorted(share, key=self._place)
+        start = total = longest = 0
+        for end, row in enumerate(share):
+            length, size = _length(row) + self.more, end - start
+            longest = max(longest, length)
+            filled = (size + 1) * longest if self.waste else total + length
+            full = (
+                size == self.rows
+                if self.rows
+                else bool(self.waste) and self._wasteful(size, longest, total + length)
+            )
+            if size and (full or 0 < self.slots < filled):
+                yield share[start:end]
+                start, total, longest = end, 0, length
+            total += length
+        if share:
+            yield share[start:]
+
+    def _place(self, row: Row) -> tuple[int, ...]:
+        size = len(row[1].input_ids), len(row[1].target_ids)
+        return size if self.waste else (row[0], *size)
+
+    def _wasteful(self, size: int, longest: int, total: int) -> bool:
+        return size >= LEAST and (size + 1) * longest > self.waste * total
+
+
+LEAST = 16  # rows of a pass before it is cut for its padding
+
+
+def _length(row: Row) -> int:
+    return len(row[1].input_ids) + len(row[1].target_ids)
+
+
 @dataclass
 class Sums:
     """What all processes read in one step."""
@@ -44,19 +93,16 @@ def accumulate(
     accelerator: Accelerator,
     device: torch.device,
     *,
-    micro_batch: int,
+    parts: Parts,
     precision: str,
     asked: bool,
 ) -> Sums:
     """Add the gradients of this process's share of the rows; return the sums over all processes."""
     share = list(rows[accelerator.process_index :: accelerator.num_processes])
-    share.sort(
-        key=lambda row: (len(row[1].input_ids), len(row[1].target_ids))
-    )  # near-equal lengths pad little
     totals = torch.zeros(trainees + 1, 2, dtype=torch.float64)  # (nll, count) by trainee; (asked, tokens)
     totals[-1, 0] = float(asked)
     bad: dict[int, list[str]] = {}
-    for part in _parts(share, micro_batch):
+    for part in parts.cut(share):
         batch = collate([e for _, e in part], [k for k, _ in part]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             nll, count = objective(batch)
@@ -69,31 +115,6 @@ def accumulate(
     sums: list[list[float]] = accelerator.reduce(totals.to(device), "sum").tolist()
     *each, (stops, tokens) = sums
     return Sums([nll for nll, _ in each], [count for _, count in each], int(tokens), stops > 0, bad)
-
-
-LEAST, WASTE = 16, 1.25  # rows of a part before it is cut; padded size over real size at which it is cut
-
-
-def _parts(share: Sequence[Row], micro_batch: int) -> Iterator[Sequence[Row]]:
-    """Micro-batches of sorted rows: `micro_batch` rows each, or for 0 as long as they pad little.
-
-    One long text in a batch of short ones would pad them all to its length.
-    """
-    start, total = 0, 0
-    for end, (_, encoded) in enumerate(share):
-        length = len(encoded.input_ids) + len(encoded.target_ids)
-        size = end - start
-        full = (
-            size == micro_batch
-            if micro_batch
-            else size >= LEAST and (size + 1) * length > WASTE * (total + length)
-        )
-        if full:
-            yield share[start:end]
-            start, total = end, 0
-        total += length
-    if share:
-        yield share[start:]
 
 
 def sum_over_processes(params: Iterable[nn.Parameter], accelerator: Accelerator) -> None:

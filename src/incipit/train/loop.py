@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator
@@ -22,8 +22,10 @@ from accelerate.utils import broadcast_object_list
 from incipit import files
 from incipit.errors import Interrupted, TrainingError
 from incipit.train import checkpoint, progress
-from incipit.train.gradients import Collate, Objective, accumulate, sum_over_processes
+from incipit.train.gradients import Collate, Objective, Parts, accumulate, sum_over_processes
 from incipit.train.trainee import FREE, FitSettings, Outcome, Runner, Trainee
+
+Evaluate: TypeAlias = Callable[[Sequence[int]], Mapping[int, dict[str, float]]]
 
 
 def fit(
@@ -33,6 +35,7 @@ def fit(
     folder: files.PathLike,
     collate: Collate,
     *,
+    evaluate: Evaluate | None = None,
     identity: Mapping[str, Any] | None = None,
     resume: bool = False,
     allow: Sequence[str] = (),
@@ -40,6 +43,8 @@ def fit(
 ) -> list[Outcome]:
     """Train all trainees together; each ends where it would end alone.
 
+    evaluate(indices of trainees) -> index -> dev scores, the first of which is THE metric; a trainee without a
+    dev split is left out. It is called once for all trainees that have not stopped, so they can share a batch.
     identity: whatever else must be equal when the run is resumed (recipe, fingerprint, data hash); `allow`
     names settings ("settings.steps") that may differ all the same. after_save(step) follows each checkpoint.
     Raises TrainingError on a loss or gradient that is not finite, Interrupted after Ctrl-C (the state is
@@ -55,6 +60,7 @@ def fit(
     shown = progress.Progress(
         folder, settings.steps, start, seconds, main, settings.show, settings.tensorboard
     )
+    parts = Parts(settings.micro_batch, settings.slots, settings.more, settings.waste)
     saved = time.monotonic()
     with _interrupts() as asked, shown:
         for step in range(start + 1, settings.steps + 1):
@@ -66,7 +72,7 @@ def fit(
             rows = [(k, row) for k, r in live.items() for row in r.trainee.stream.next(settings.batch)]
             sums = accumulate(
                 rows, len(runners), objective, collate, accelerator, device,
-                micro_batch=settings.micro_batch, precision=settings.precision, asked=bool(asked),
+                parts=parts, precision=settings.precision, asked=bool(asked),
             )  # fmt: skip
             sum_over_processes([p for r in live.values() for p in r.params.values()], accelerator)
 
@@ -81,9 +87,8 @@ def fit(
             shown.step(step, sums.tokens, losses, rates)
 
             # every trainee's dev score, best tensors and patience
-            if last or (settings.eval_every and step % settings.eval_every == 0):
-                for runner in live.values():
-                    _evaluate(runner, step, shown, accelerator)
+            if evaluate and (last or (settings.eval_every and step % settings.eval_every == 0)):
+                _judge(live, evaluate, step, shown, accelerator)
 
             # one state for the whole run
             over = last or all(r.stopped for r in runners)
@@ -110,14 +115,21 @@ def _runners(trainees: Sequence[Trainee], settings: FitSettings) -> list[Runner]
     return [Runner(t, settings) for t in trainees]
 
 
-def _evaluate(runner: Runner, step: int, shown: progress.Progress, accelerator: Accelerator) -> None:
-    """Dev scores of one trainee; the main process's scores count for all."""
-    if runner.trainee.evaluate is not None:
-        with torch.no_grad():
-            scores = [runner.trainee.evaluate()]
-        if accelerator.num_processes > 1:
-            broadcast_object_list(scores)
-        shown.evaluated(step, runner.trainee.name, scores[0], runner.judge(step, scores[0]))
+def _judge(
+    live: Mapping[int, Runner],
+    evaluate: Evaluate,
+    step: int,
+    shown: progress.Progress,
+    accelerator: Accelerator,
+) -> None:
+    """Dev scores of all live trainees; the main process's scores count for all."""
+    with torch.no_grad():
+        scores = [dict(evaluate(list(live)))]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(scores)
+    for k, runner in live.items():
+        if k in scores[0]:
+            shown.evaluated(step, runner.trainee.name, scores[0][k], runner.judge(step, scores[0][k]))
 
 
 def _state(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,10 @@ class FitSettings:
     keep_best: bool = True  # end with the best tensors, not the last
     patience: int = 0  # evaluations without a better score before a trainee stops; 0: never
     log_every: int = 10
-    micro_batch: int = 0  # rows of one forward pass; 0: as many as pad each other little
+    micro_batch: int = 0  # rows of one forward pass; 0: as many as `slots` and `waste` allow
+    slots: int = 0  # most tokens of one forward pass, padding counted; 0: no limit
+    more: int = 0  # slots that each row has besides its own tokens
+    waste: float = 1.25  # padded over real size at which rows are cut; 0: rows are not padded
     save_every: int = 0  # steps between checkpoints; 0: at the end only
     save_minutes: float = 0.0  # minutes between checkpoints; 0: never
     show: bool = True
@@ -49,7 +52,10 @@ class FitSettings:
 
 
 # Settings that change no result and may differ between the parts of a run.
-FREE = ("micro_batch", "save_every", "save_minutes", "show", "tensorboard")
+FREE = (
+    *("micro_batch", "memory", "checkpointing", "slots", "more", "waste"),
+    *("save_every", "save_minutes", "show", "tensorboard"),
+)
 
 
 @dataclass
@@ -59,7 +65,6 @@ class Trainee:
     name: str
     module: nn.Module
     stream: Stream
-    evaluate: Callable[[], dict[str, float]] | None = None  # dev scores; the first is THE metric
     units: Mapping[str, float] = field(default_factory=dict)  # learning-rate unit by parameter name
     lr: float | None = None  # instead of the settings' lr
 

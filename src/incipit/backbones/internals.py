@@ -1,0 +1,245 @@
+"""What Hugging Face models and configurations do not say by their forward. With attend.py, all that knows internals.
+
+# B batch, S row, T text, K prompts, P length, M positions, H hidden, V vocabulary, N heads, D head dim
+Each touchpoint names the version that it was seen in.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
+
+
+def positions_accepted(model: Any) -> bool:
+    """Whether the model's forward takes position_ids."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def stateful(model: Any) -> bool:
+    """Whether the model carries a recurrent state beside keys and values. 5.23: `_is_stateful`."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    linear = {kind for kind in kinds if "linear" in kind or "mamba" in kind or "recurrent" in kind}
+    return bool(getattr(model, "_is_stateful", False) or linear)
+
+
+def slides(config: Any) -> bool:
+    """Whether some layer sees only a window, so that gaps inside a row would change what it sees."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or ()
+    return bool(getattr(text, "sliding_window", None)) or any("sliding" in k or "chunked" in k for k in kinds)
+
+
+def per_layer_embeddings(config: Any) -> bool:
+    """Whether layers look ids up for themselves; virtual tokens have none. 5.23: Gemma 3n and 4."""
+    return bool(getattr(config.get_text_config(), "hidden_size_per_layer_input", 0))
+
+
+def load_options(config: Any, dtype: torch.dtype | None) -> dict[str, Any]:
+    """Extra arguments of from_pretrained. 5.23: experts run by a grouped product that refuses float64."""
+    text = config.get_text_config()
+    experts = getattr(text, "num_local_experts", 0) or getattr(text, "num_experts", 0)
+    return {"experts_implementation": "eager"} if experts and dtype == torch.float64 else {}
+
+
+def lacking(info: Mapping[str, Any]) -> list[str]:
+    """Weights that the files lack and that were drawn at random. 5.23: from_pretrained's loading info.
+
+    A pooler is left out: nothing here reads it, and sentence encoders are saved without.
+    """
+    return sorted(str(k) for k in info.get("missing_keys", ()) if "pooler" not in str(k))
+
+
+def head_of(model: Any) -> Callable[[Tensor], Tensor]:
+    """hidden [M, H] -> logits [M, V]: the output head with what the model does to logits.
+
+    5.23: final_logit_softcapping (Gemma 2), logit_scale (Cohere), logits_scaling (Granite), scale_decoder_outputs
+    (T5 with tied embeddings; UMT5 and Switch always scale), final_logits_bias (BART). The caller checks the
+    result against the model's own logits and falls back to the full forward where it differs.
+    """
+    head = model.get_output_embeddings()
+    text = model.config.get_text_config()
+    scales = getattr(text, "scale_decoder_outputs", text.model_type in ("umt5", "switch_transformers"))
+    tied = text.d_model**-0.5 if scales else None
+    shift = getattr(model, "final_logits_bias", None)
+    cap = getattr(text, "final_logit_softcapping", None)
+    scale = getattr(text, "logit_scale", None)
+    divide = getattr(text, "logits_scaling", None)
+
+    def logits(hidden: Tensor) -> Tensor:
+        out: Tensor = head(hidden * tied if tied else hidden)
+        out = out + shift[0] if shift is not None else out
+        out = out * scale if scale else out
+        out = out / divide if divide else out
+        return torch.tanh(out / cap) * cap if cap else out
+
+    return logits
+
+
+class _BeforeOutput(TorchFunctionMode):
+    """Within the block (of this thread) the output layer hands on what it is given, in place of logits."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.linear and args[1] is self.weight:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def before_output(model: Any, **inputs: Tensor) -> Tensor:
+    """What the masked-LM output layer multiplies [B, S, H]: its logits are this . W + b.
+
+    5.23: what stands before that layer is called `cls`, `lm_head`, `head`, `vocab_transform`, ... and is run
+    by the model's own forward. The caller checks the result once against the model's own logits.
+    """
+    with _BeforeOutput(model.get_output_embeddings().weight):
+        out: Tensor = model(**inputs).logits
+    return out
+
+
+def encoder_output(hidden: Tensor) -> object:
+    """Encoder states in the form that `generate` accepts."""
+    return BaseModelOutput(last_hidden_state=hidden)
+
+
+def alphabet_first(tokenizer: Any) -> bool:
+    """Whether the vocabulary opens with its alphabet, in no order of frequency: WordPiece and BPE do, Unigram not."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return type(getattr(backend, "model", None)).__name__ in ("WordPiece", "BPE")
+
+
+def recompute(model: Any, on: bool) -> None:
+    """Layers keep their inputs only and are computed again in the backward pass.
+
+    5.23: a GradientCheckpointingLayer does so while it is in training mode; its parts stay in evaluation mode, so
+    that nothing is dropped out. Raises ValueError for a model that does not support it.
+    """
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # before 5.23
+    if on:
+        getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
+    else:
+        getattr(model, f"{name}_checkpointing_disable")()
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = on
+
+
+def bias_holders(modules: Sequence[nn.Module]) -> list[nn.Module] | None:
+    """Per layer the module that holds its relative position bias; None where a layer has none.
+
+    5.23: T5Attention.has_relative_attention_bias. T5, T5 v1.1 and mT5 hand layer 0's on; UMT5 has one a layer.
+    """
+    holders: list[nn.Module] = []
+    for module in modules:
+        if getattr(module, "has_relative_attention_bias", False) and hasattr(module, "compute_bias"):
+            holders.append(module)
+        elif holders:
+            holders.append(holders[-1])
+        else:
+            return None
+    return holders
+
+
+def bias_before(holder: Any, queries: int, length: int, keys: int) -> Tensor:
+    """[1, N, T, S]: relative bias of T positions of a text to S keys, of which the first P stand right before it.
+
+    5.23: compute_bias.
+    """
+    bias: Tensor = holder.compute_bias(queries, keys, past_seen_tokens=length)
+    return bias
+
+
+def projected(modules: Sequence[Any], states: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Encoder states [K, P, H] -> keys and values [K, N, P, D] of each cross-attention. 5.23: T5Attention's k and v."""
+
+    def heads(module: Any, layer: Any) -> Tensor:
+        flat: Tensor = layer(states)  # [K, P, N * D]
+        split: Tensor = flat.unflatten(2, (-1, module.key_value_proj_dim))
+        return split.transpose(1, 2)
+
+    return tuple(heads(m, m.k) for m in modules), tuple(heads(m, m.v) for m in modules)
+
+
+def unprojected(modules: Sequence[Any]) -> bool:
+    """Whether each cross-attention is q k^T with plain products for keys and values, so that it can be `folded`.
+
+    5.23: T5Attention's k and v, without a bias.
+    """
+    plain = all(
+        type(layer) is nn.Linear and layer.bias is None
+        for module in modules
+        for layer in (getattr(module, "k", None), getattr(module, "v", None))
+    )
+    return bool(modules) and plain
+
+
+def states_as_keys(states: Tensor, layers: int) -> object:
+    """A cache by which cross-attention gets the encoder's states [B, S, H] as keys and values [B, 1, S, H].
+
+    5.23: a layer of T5 takes keys and values from a cross_attention_cache that is not empty, and projects nothing.
+    """
+    given: Any = DynamicLayer()
+    given.lazy_initialization(states[:, None], states[:, None])
+    given.keys = given.values = states[:, None]
+    return EncoderDecoderCache(DynamicCache(), Cache(layers=[given] * layers))
+
+
+def folded(
+    module: Any,
+    query: Tensor,
+    states: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    prefix: tuple[Tensor, Tensor, Tensor] | None,
+) -> Tensor:
+    """softmax([q Kp^T, (q Wk) h^T]) [Vp; h Wv^T]: attention to states h [B, S, H] that are never projected.
+
+    query [B, N, U, D] -> [B, U, N, D]; mask [B, 1, 1 | U, S] bool; prefix: keys and values [1 | B, N, P, D], live
+    [B, P]. For U < D queries this is less work than projecting S states.
+    """
+    batch, heads, queries, size = query.shape
+    query = query * scaling
+    within = module.k.weight.unflatten(0, (heads, size))  # [N, D, H]
+    wide = (query.transpose(0, 1).flatten(1, 2) @ within).unflatten(1, (batch, queries))  # [N, B, U, H]
+    scores = (wide.transpose(0, 1).flatten(1, 2) @ states.mT).unflatten(1, (heads, queries))  # [B, N, U, S]
+    least = torch.finfo(scores.dtype).min
+    if mask is not None:
+        scores = scores.masked_fill(~mask, least)
+    length = 0
+    if prefix is not None:
+        keys, values, live = prefix
+        length = keys.shape[2]
+        front = _shared(query, keys.mT).masked_fill(~live[:, None, None], least)  # [B, N, U, P]
+        scores = torch.cat([front, scores], dim=-1)
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    weights = scores.softmax(dim=-1, dtype=exact).to(query.dtype)
+    mixed = (weights[..., length:].flatten(1, 2) @ states).unflatten(1, (heads, queries))  # [B, N, U, H]
+    outside = module.v.weight.unflatten(0, (heads, size)).mT  # [N, H, D]
+    out: Tensor = (
+        (mixed.transpose(0, 1).flatten(1, 2) @ outside).unflatten(1, (batch, queries)).transpose(0, 1)
+    )
+    if prefix is not None:
+        out = out + _shared(weights[..., :length], values)
+    return out.transpose(1, 2)
+
+
+def _shared(rows: Tensor, own: Tensor) -> Tensor:
+    """rows [B, N, U, X] @ own [1 | B, N, X, Y]; what all rows share is one product."""
+    if own.stride(0) and own.shape[0] > 1:
+        return rows @ own.to(rows.dtype)
+    flat = rows.transpose(0, 1).flatten(1, 2) @ own[0].to(rows.dtype)  # [N, B * U, Y]
+    split: Tensor = flat.unflatten(1, (rows.shape[0], rows.shape[2]))
+    return split.transpose(0, 1)

@@ -1,0 +1,204 @@
+"""One recipe x seed of a bundle: its prompt, its rows, its dev split, and what is kept of it at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from incipit import artifact, files, record
+from incipit.assemble import make_prompt
+from incipit.backbones import Backbone
+from incipit.batch import Encoded
+from incipit.encode import encode
+from incipit.errors import RecipeError
+from incipit.evaluation import Trial
+from incipit.prompts import Prompt, Reading
+from incipit.recipe import Recipe
+from incipit.run.parts import decode_options, prompt_choice, text_form
+from incipit.tasks.example import Example
+from incipit.tasks.task import Task
+from incipit.train import ExampleStream, Outcome, PassStream, Stream, Trainee
+
+Ready = Callable[[Example], Encoded]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """One trained prompt (or tuned model). place: its artifact, "" for a tuned model. scores: split -> metric."""
+
+    name: str
+    seed: int
+    place: str
+    prompt: Prompt | None
+    scores: dict[str, dict[str, float]]
+    outcome: Outcome
+    record: dict[str, Any]
+
+
+class Data:
+    """The data of a bundle's tasks: read once, and made token ids once, whatever the number of members."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self._tasks: dict[str, Task] = {}
+        self._ready: dict[tuple[str, int], Ready] = {}
+
+    def task(self, recipe: Recipe) -> Task:
+        """The task of a recipe, one for all recipes that name the same data."""
+        key = _task_key(recipe)
+        if key not in self._tasks:
+            self._tasks[key] = recipe.load_task()
+        return self._tasks[key]
+
+    def ready(self, recipe: Recipe, room: int) -> Ready:
+        """Example -> ids with `room` positions left to the prompt, kept for the members that ask again."""
+        if self.task(recipe).spec.streaming:
+            return lambda example: encode(self.backbone, example, room=room)
+        key = _task_key(recipe), room
+        return self._ready.setdefault(key, _kept(self.backbone, room))
+
+
+def _task_key(recipe: Recipe) -> str:
+    return files.sha256_json([recipe.table()["task"], recipe.base])
+
+
+def _kept(backbone: Backbone, room: int) -> Ready:
+    known: dict[int, tuple[Example, Encoded]] = {}  # the example too: its id is its own while it lives
+
+    def ready(example: Example) -> Encoded:
+        if id(example) not in known:
+            known[id(example)] = example, encode(backbone, example, room=room)
+        return known[id(example)][1]
+
+    return ready
+
+
+@dataclass
+class Member:
+    """One recipe x seed. dev: what it is chosen on, None without a validation split."""
+
+    recipe: Recipe
+    seed: int
+    name: str
+    task: Task
+    prompt: Prompt | None
+    trainee: Trainee
+    dev: Trial | None
+
+    @property
+    def test(self) -> Trial | None:
+        """What it is scored on once, at the end; None without a test split."""
+        if not len(self.task.test):
+            return None
+        return Trial(self.prompt, self.task.test, self.task.metrics, decode_options(self.recipe))
+
+
+def member_name(recipe: Recipe, seed: int) -> str:
+    """The artifact's name: the recipe's, with the seed where there are several."""
+    return recipe.name if len(recipe.train.seeds) == 1 else f"{recipe.name}-s{seed}"
+
+
+def make_member(recipe: Recipe, seed: int, data: Data) -> Member:
+    """A prompt at its start with its own order of rows; all weights of the backbone with method = "model"."""
+    backbone, task = data.backbone, data.task(recipe)
+    prompt = make_prompt(prompt_choice(recipe), backbone, task.labels, seed)
+    name, train = member_name(recipe, seed), recipe.train
+    module, units = _trained(recipe, backbone, prompt)
+    rate = train.lr if train.lr_absolute is None else train.lr_absolute
+    ready = data.ready(recipe, prompt.length if prompt is not None else 0)
+    trainee = Trainee(name, module, _stream(task, ready, seed), units, rate)
+    chosen: Sequence[Example] = task.validation
+    if train.eval_limit:
+        chosen = list(chosen)[: train.eval_limit]
+    dev = Trial(prompt, chosen, task.metrics, decode_options(recipe)) if len(chosen) else None
+    return Member(recipe, seed, name, task, prompt, trainee, dev)
+
+
+def _trained(recipe: Recipe, backbone: Backbone, prompt: Prompt | None) -> tuple[nn.Module, dict[str, float]]:
+    """What is trained, and the learning-rate unit of its parameters by name."""
+    train, whole = recipe.train, recipe.train.method == "model"
+    module: nn.Module
+    units: dict[str, float] = {}
+    if whole:
+        for parameter in backbone.model.parameters():
+            parameter.requires_grad_(True)
+        module = nn.ModuleList([backbone.model, *([prompt] if prompt is not None else [])])
+    else:
+        if prompt is None:
+            raise RecipeError(
+                'train.method = "prompt" with prompt.kind = "none" has nothing to train: '
+                'choose "input" or "prefix", or train.method = "model"'
+            )
+        module = prompt
+        units = prompt.units() if train.lr_absolute is None else {}
+    if isinstance(prompt, Reading) and prompt.trained:  # its rate is absolute, and undoes the trainee's own
+        own = "1." if whole else ""
+        rate = train.lr if train.lr_absolute is None else train.lr_absolute
+        units |= {f"{own}{n}": recipe.prompt.head_lr / rate for n in ("vectors", "bias")}
+    return module, units
+
+
+def _stream(task: Task, ready: Ready, seed: int) -> Stream:
+    """The task's training rows, in memory or as they come."""
+    if task.spec.streaming:
+        return PassStream(lambda turn: task.stream(seed, turn), ready)
+    return ExampleStream(task.train, ready, seed=seed)
+
+
+def keep(
+    member: Member,
+    outcome: Outcome,
+    backbone: Backbone,
+    folder: Path,
+    seconds: float,
+    test: dict[str, float] | None,
+) -> Tuned:
+    """The main process writes the artifact and the record; `test` are its scores there, where it was read."""
+    task, recipe, prompt = member.task, member.recipe, member.prompt
+    scores: dict[str, dict[str, float]] = {}
+    if outcome.scores:
+        scores["validation"] = dict(outcome.scores)
+    if test is not None:
+        scores["test"] = test
+    table = recipe.table() | {"seed": member.seed}
+    data = {"task": task.data_hash}
+    main = Accelerator().is_main_process
+    place = str(folder / member.name) if recipe.train.method == "prompt" else ""
+    if place and main:
+        assert prompt is not None
+        artifact.save(
+            place,
+            prompt=prompt,
+            backbone=backbone,
+            name=member.name,
+            task=text_form(task),
+            recipe=table,
+            scores=scores,
+            data=data,
+            overwrite=True,
+        )
+    trained = sum(p.numel() for p in member.trainee.module.parameters() if p.requires_grad)
+    new = record.Record(
+        name=member.name,
+        seed=member.seed,
+        scores=scores,
+        settings=table,
+        data=data,
+        seconds=round(seconds, 2),
+        backbone={
+            "name": backbone.name,
+            "fingerprint": backbone.fingerprint,
+            "parameters": backbone.parameters,
+        },
+        parameters=trained,
+        extra={"steps": outcome.steps, "best_step": outcome.best_step, "best_score": outcome.best_score},
+    )
+    path = folder / "record.jsonl"
+    known = record.find(path, new)  # a run that was killed between its records, and resumed
+    row = known or (record.append(path, new) if main else record.row(new))
+    return Tuned(member.name, member.seed, place, prompt, scores, outcome, row)

@@ -1,0 +1,195 @@
+"""Streams: rows end to end in one pass = every row for itself, for any lengths, prompts, windows and head groups."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from incipit.backbones import stream, tiny, wrap
+from incipit.batch import Encoded, collate
+from incipit.injection import Injection
+
+DEPTH, HEADS = 3, 2  # size and number of key/value heads
+
+
+def some(*shape: int, seed: int = 0) -> Tensor:
+    made = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return made.requires_grad_()
+
+
+def one_row(
+    q: Tensor, k: Tensor, v: Tensor, kp: Tensor, vp: Tensor, window: int | None, cap: float | None
+) -> Tensor:
+    """Attention of one row [N * G, W, D] after live prefix positions [N, P, D], written out."""
+    groups = q.shape[0] // k.shape[0]
+    keys = torch.cat([kp, k], dim=1).repeat_interleave(groups, dim=0)
+    values = torch.cat([vp, v], dim=1).repeat_interleave(groups, dim=0)
+    scores = 0.7 * q @ keys.mT
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
+    at = torch.arange(q.shape[1])[:, None] + kp.shape[1]
+    back = at - torch.arange(keys.shape[1])
+    hidden = (back < 0) | (back >= (window or 10**6))
+    return scores.masked_fill(hidden, -torch.inf).softmax(dim=-1) @ values
+
+
+ROWS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=ROWS,
+    lives=st.lists(st.integers(0, 5), min_size=4, max_size=4),
+    groups=st.integers(1, 3),
+    window=st.sampled_from([None, 1, 3, 7]),
+    cap=st.sampled_from([None, 2.0]),
+    launch=st.sampled_from([0.0, 4.0, 1e9]),
+    kept=st.sampled_from([0, 512]),
+)
+def test_attention_is_that_of_each_row(
+    rows: list[tuple[int, int]],
+    lives: list[int],
+    groups: int,
+    window: int | None,
+    cap: float | None,
+    launch: float,
+    kept: int,
+) -> None:
+    lengths, prompts = [n for n, _ in rows], [k for _, k in rows]
+    if not any(lengths):
+        return
+    padded, total = max(lengths), sum(lengths)
+    flat = [some(len(rows) * padded, HEADS * g, DEPTH, seed=i) for i, g in enumerate((groups, 1, 1))]
+    kp, vp = some(4, HEADS, 5, DEPTH, seed=3), some(4, HEADS, 5, DEPTH, seed=4)
+    live = torch.tensor([[j >= 5 - n for j in range(5)] for n in lives])  # the dead stand in front
+    laid = stream.lay(lengths, prompts, padded, launch, torch.device("cpu"))
+
+    order = torch.tensor(laid.order)
+    prefix = stream.Prefix(kp[order], vp[order], live[order])
+    q, k, v = (t[laid.taken].transpose(0, 1)[None] for t in flat)
+    before, stream.KEPT = stream.KEPT, kept
+    try:
+        out = stream.attention(q, k, v, prefix, laid, 0.7, window, cap)[0]  # [M, N * G, D]
+        found = [out[laid.starts[i] : laid.starts[i] + n] for i, n in enumerate(lengths) if n]
+        weight = some(total, HEADS * groups, DEPTH, seed=5).detach()
+        ours = torch.autograd.grad((torch.cat(found) * weight).sum(), [*flat, kp, vp])
+    finally:
+        stream.KEPT = before
+
+    plain = []
+    for i, (n, prompt) in enumerate(rows):
+        here = [t[i * padded : i * padded + n].transpose(0, 1) for t in flat]
+        front = [t[prompt, :, 5 - lives[prompt] :] for t in (kp, vp)]
+        plain.append(one_row(*here, *front, window, cap).transpose(0, 1))
+    theirs = torch.autograd.grad((torch.cat(plain) * weight).sum(), [*flat, kp, vp])
+    torch.testing.assert_close(torch.cat(found), torch.cat([p for p in plain if len(p)]))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=ROWS, launch=st.sampled_from([0.0, 3.0, 1e9]))
+def test_every_slot_has_one_place(rows: list[tuple[int, int]], launch: float) -> None:
+    lengths, prompts = [n for n, _ in rows], [k for _, k in rows]
+    padded = max(lengths)
+    laid = stream.lay(lengths, prompts, padded, launch, torch.device("cpu"))
+    for i, n in enumerate(lengths):
+        assert (int(laid.starts[i]) == -1) == (n == 0)
+        there = laid.taken[laid.starts[i] : laid.starts[i] + n] if n else []
+        assert list(there) == [i * padded + j for j in range(n)]
+        assert not n or set(laid.prompt[laid.starts[i] : laid.starts[i] + n].tolist()) == {prompts[i]}
+    ends = [0, *(b.start + b.size for b in laid.blocks)]
+    assert [b.start for b in laid.blocks] == ends[:-1] and ends[-1] == len(laid.taken)
+    waste = len(laid.taken) - sum(lengths)
+    assert waste == 0 or launch > 0 or len(set(prompts)) > 1
+    for b in laid.blocks:  # the rows of a block read the prompts that it names
+        named = laid.order[b.first : b.first + b.prompts]
+        read = laid.prompt[b.start : b.start + b.size].view(b.prompts, -1)
+        assert [set(r.tolist()) for r in read] == [{k} for k in named]
+
+
+def test_rows_of_equal_length_are_one_block() -> None:
+    laid = stream.lay([4] * 6, [0, 1, 2] * 2, 4, 0.0, torch.device("cpu"))
+    assert laid.blocks == (stream.Block(0, 0, 3, 2, 4),)
+
+
+def test_a_block_more_must_pay() -> None:
+    """Lengths 1, 1, 9: apart they have 11 slots in two blocks, together 27 in one."""
+    counts = {
+        launch: [b.width for b in stream.lay([1, 9, 1], [0] * 3, 9, launch, torch.device("cpu")).blocks]
+        for launch in (0.0, 15.0, 17.0)
+    }
+    assert counts == {0.0: [1, 9], 15.0: [1, 9], 17.0: [9]}
+
+
+@pytest.mark.parametrize("name", tiny.names("causal"))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_causal_family_streams(name: str, dtype: str) -> None:
+    backbone: Any = wrap(name, *tiny.build(name, dtype=dtype))
+    assert backbone.streams and not backbone.notes
+
+
+def losses(backbone: Any) -> Tensor:
+    ids = backbone.frequent_ids(40)
+    rows = [Encoded(tuple(ids[:n]), tuple(ids[n : n + u])) for n, u in ((3, 1), (9, 2), (0, 3), (5, 1))]
+    batch = collate(rows, [0, 1, 1, 0], pad_id=backbone.pad_id)
+    inputs = torch.randn(2, 3, backbone.geometry.hidden, generator=torch.Generator().manual_seed(0))
+    part = Injection(batch.rows, inputs=inputs.to(backbone.dtype))
+    nll: Tensor = backbone.loss(batch, part)[0]
+    return nll
+
+
+@pytest.mark.parametrize("name", tiny.names("causal"))
+def test_a_stream_is_padded_rows(name: str) -> None:
+    backbone: Any = wrap(name, *tiny.build(name))
+    ours = losses(backbone)
+    backbone.streams = False
+    torch.testing.assert_close(ours, losses(backbone), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_hands_nothing_on_is_padded_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny.build("llama")
+    plain = losses(wrap("plain", model, tokenizer))
+    body = model.base_model
+    forward = body.forward
+
+    def deaf(*args: Any, incipit_stream: Any = None, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    model, tokenizer = tiny.build("llama")
+    body, forward = model.base_model, model.base_model.forward
+    monkeypatch.setattr(body, "forward", deaf)
+    backbone: Any = wrap("deaf", model, tokenizer)
+    assert not backbone.streams
+    assert len(backbone.notes) == 1 and "rows of 'deaf' are padded" in backbone.notes[0]
+    torch.testing.assert_close(losses(backbone), plain, rtol=1e-5, atol=1e-5)
+
+
+def test_cuts_cost_least() -> None:
+    """Against all ways to cut five rising widths."""
+    tops = [1, 2, 4, 7, 8]
+    for launch in (0.0, 1.0, 3.0, 6.0, 100.0):
+
+        def cost(cuts: list[int], launch: float = launch) -> float:
+            return sum((b - a) * tops[b - 1] * 2 + launch for a, b in pairwise([0, *cuts, 5]))
+
+        best = min(cost([i + 1 for i in range(4) if bits >> i & 1]) for bits in range(16))
+        found = [high for _, high in stream._cuts(tops, 2, launch)][:-1]
+        assert cost(found) == best
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+def test_model_tuning_in_autocast(name: str) -> None:
+    """Queries and keys that rotate are float32 there, values bfloat16: the backward pass must not mix them."""
+    backbone: Any = wrap(name, *tiny.build(name))
+    for parameter in backbone.model.parameters():
+        parameter.requires_grad_(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = losses(backbone).sum()
+    loss.backward()
+    found = [p.grad for p in backbone.model.parameters() if p.grad is not None]
+    assert found and all(bool(g.isfinite().all()) for g in found)
+    torch.testing.assert_close(loss, losses(backbone).sum(), rtol=0.02, atol=0.02)
