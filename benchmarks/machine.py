@@ -1,0 +1,89 @@
+"""What this machine is, how busy it is, and how fast it multiplies matrices."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.measure import synchronise
+from benchmarks.models import DTYPES
+from incipit import files, record
+
+BUSY = 0.5  # load average above which somebody else is at work
+
+
+def described(device: str) -> dict[str, Any]:
+    """Processor, cores, threads and device; no name of the machine."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(memory / 2**30),
+        "system": platform.system(),
+        "device": name or "cpu",
+    }
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """Commit, dirty flag, versions, machine, load average and date; taken once, before the first workload."""
+    found = record.provenance()
+    versions = found["versions"] | files.package_versions("accelerate", "tokenizers")
+    return {
+        "commit": found["commit"],
+        "dirty": found["dirty"],
+        "versions": dict(sorted(versions.items())),
+        "machine": described(device),
+        "load": found["load"],
+        "date": found["time"],
+    }
+
+
+def warn_if_busy(load: float | None) -> None:
+    """Say on stderr that figures taken now are worth little."""
+    if load is not None and load > BUSY:
+        print(
+            f"warning: the load average is {load:.2f} before the run: something else uses this machine, and the "
+            "figures will tell of that too; wait until it is below "
+            f"{BUSY}, and do not keep these records",
+            file=sys.stderr,
+        )
+
+
+def product_rate(settings: Mapping[str, Any], shape: Mapping[str, Any], tokens: int) -> float:
+    """Floating-point operations a second of the fastest matrix product: a square one, and those of the model."""
+    hidden, ffn = shape["hidden"], shape["ffn"]
+    square = max(64, min(4096 if settings["device"] != "cpu" else 1536, 4 * hidden))
+    sizes = [(square, square, square), (tokens, hidden, ffn), (tokens, ffn, hidden), (tokens, hidden, hidden)]
+    return max(_rate(*size, settings) for size in sizes)
+
+
+def _rate(rows: int, inner: int, columns: int, settings: Mapping[str, Any]) -> float:
+    device, dtype = torch.device(settings["device"]), DTYPES[settings["dtype"]]
+    left = torch.ones(rows, inner, dtype=dtype, device=device)
+    right = torch.ones(columns, inner, dtype=dtype, device=device)
+    seconds: list[float] = []
+    begun, least = time.perf_counter(), 0.01 if settings["shape"].endswith("-toy") else 0.25
+    while len(seconds) < 5 or (time.perf_counter() - begun < least and len(seconds) < 200):
+        start = time.perf_counter()
+        torch.nn.functional.linear(left, right)
+        synchronise(device)
+        seconds.append(time.perf_counter() - start)
+    return 2.0 * rows * inner * columns / median(seconds[1:])
+
+
+def _processor() -> str:
+    """The model name that the system gives."""
+    if files.exists("/proc/cpuinfo"):
+        for line in files.read_bytes("/proc/cpuinfo").decode(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
