@@ -24,13 +24,10 @@ from benchmarks.models import SHAPES
 from incipit import files
 
 RECORDS = Path(__file__).parent / "records"
-STRICT = {"loss": 1e-5, "gradient": 1e-4, "logits": 1e-4, "ids": 0.02}  # ids: a random model has near-ties
-LOOSE = {
-    "loss": 1e-2,
-    "gradient": 1e-1,
-    "logits": 5e-2,
-    "ids": 1.0,
-}  # bfloat16: 8 bits, and other sums of them
+# ids: a random model has near-ties. rounding: our distance from float64 over PEFT's
+STRICT = {"loss": 1e-5, "gradient": 1e-4, "logits": 1e-4, "ids": 0.02, "rounding": 3.0}
+# bfloat16: 8 bits, and other sums of them
+LOOSE = {"loss": 1e-2, "gradient": 1e-1, "logits": 5e-2, "ids": 1.0, "rounding": 3.0}
 
 
 class Unavailable(Exception):
@@ -64,8 +61,7 @@ class Variant:
         """Bounds of the differences."""
         if self.settings["dtype"] != "float32":
             return LOOSE
-        # T5 does not scale its products: in float32 ours and PEFT's gradient both lie 4e-4 from that in float64
-        return STRICT | {"gradient": 1e-3} if self.workload == "w2" else STRICT
+        return STRICT | {"gradient": 5e-3} if self.workload == "w2" else STRICT  # see its `check`
 
 
 @dataclass(frozen=True)
