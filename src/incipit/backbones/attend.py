@@ -31,8 +31,9 @@ from incipit.backbones.ending import Asked
 from incipit.backbones.ending import attention as at_asked
 from incipit.backbones.shared import Shared
 from incipit.backbones.shared import attention as beside_shared
-from incipit.backbones.stream import Prefix, Stream
-from incipit.backbones.stream import attention as two_parts
+from incipit.backbones.stream import Stream
+from incipit.backbones.twoparts import Prefix
+from incipit.backbones.twoparts import attention as two_parts
 from incipit.backbones.unpadded import Rows
 from incipit.injection import LayerShape
 

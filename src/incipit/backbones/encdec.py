@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from incipit.backbones import attend, internals, stream, unpadded
+from incipit.backbones import attend, internals, stream, twoparts, unpadded
 from incipit.backbones.base import MAX_ROWS, Candidates, near, token_nll, widened
 from incipit.backbones.decoding import GenerateOptions
 from incipit.backbones.rows import compact
@@ -118,7 +118,7 @@ class EncoderDecoderBackbone(SiteBackbone):
                 self.modules["encoder"], keyed.keys["encoder"], keyed.values["encoder"], strict=True
             ):
                 chosen = (key, value) if whole else (key[order], value[order])
-                at[id(module)] = stream.Prefix(*chosen, live)
+                at[id(module)] = twoparts.Prefix(*chosen, live)
         positioned = keyed is not None and keyed.isolated
         running = unpadded.Rows(laid, mask.flatten()[laid.taken], at, self.holders, positioned)
         return unpadded.encoded(self.encoder, embeds, running)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from incipit.backbones.stream import Prefix, Stream
+from incipit.backbones.stream import Stream
+from incipit.backbones.twoparts import Prefix
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,7 @@ def attention(
     masks: list[Tensor | None] = [_unseen(stream, asked, slots[row], at, steps, window)]
     if prefix is not None:
         length = prefix.keys.shape[2]
-        place = torch.empty(int(max(stream.order)) + 1, dtype=torch.int64, device=at.device)
-        place[list(stream.order)] = torch.arange(len(stream.order), device=at.device)
-        prompt = place[stream.prompt[asked.slots]]  # [m]
+        prompt = stream.reads[asked.slots]  # [m]
         by_prompt = _Groups.of(prompt, prefix.keys.shape[0])
         kp, vp = prefix.keys.to(value.dtype), prefix.values.to(value.dtype)
         scores.append(by_prompt.together(by_prompt.apart(query) @ kp.mT))  # [m, N, G, P]

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from incipit.backbones import attend, caches, internals, stream
+from incipit.backbones import attend, caches, internals, stream, twoparts
 from incipit.backbones.base import Backbone, Candidates, near, widened
 from incipit.backbones.decoding import GenerateOptions
 from incipit.backbones.ending import Asked
@@ -95,7 +95,7 @@ class PackedBackbone(Backbone):
             alive = keys.key_live[list(laid.order)]
             live = None if bool(alive.all()) else alive
             at = {
-                i: stream.Prefix(key, value, live)
+                i: twoparts.Prefix(key, value, live)
                 for i, (key, value) in self._chosen(keys, laid.order).items()
             }
         flat = embeds.flatten(0, 1)[laid.taken]  # [M, H]

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from incipit.backbones import internals
-from incipit.backbones.stream import Block, Prefix, Stream
+from incipit.backbones.stream import Block, Stream
+from incipit.backbones.twoparts import Prefix
 
 CHUNK = 32  # the model computes position biases C x C that nobody reads; the last chunk is padded
 
@@ -55,10 +56,10 @@ class Rows:
         # torch 2.13: the backward of the fused kernel in bfloat16 on a CPU takes ten times that of plain products
         with sdpa_kernel(SDPBackend.MATH) if slow else nullcontext():
             for block, added in zip(self.laid.blocks, self.known[id(holder)], strict=True):
-                q, k, v = (_rows(t, block) for t in flat)  # [K * R, N, W, D]
+                q, k, v = (_rows(t, block) for t in flat)  # [R, N, W, D]
                 if prefix is not None:
-                    k = torch.cat([_before(prefix.keys, block).to(k.dtype), k], dim=2)
-                    v = torch.cat([_before(prefix.values, block).to(v.dtype), v], dim=2)
+                    k = torch.cat([self._before(prefix.keys, block).to(k.dtype), k], dim=2)
+                    v = torch.cat([self._before(prefix.values, block).to(v.dtype), v], dim=2)
                 out = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=rest.get("scaling"))
                 done.append(out.transpose(1, 2).flatten(0, 1))  # [size, N, D]
         slots = sum(b.size for b in self.laid.blocks)
@@ -68,9 +69,9 @@ class Rows:
         return chunked
 
     def _added(self, block: Block, holder: nn.Module, prefix: Prefix | None, dtype: torch.dtype) -> Tensor:
-        """Position bias and mask of a block [1 | K * R, N, W, P + W]."""
+        """Position bias and mask of a block [1 | R, N, W, P + W]."""
         bias = internals.bias_before(holder, block.width, 0, block.width)  # [1, N, W, W]
-        alive = self.live[block.start : block.start + block.size].view(-1, block.width)  # [K * R, W]
+        alive = self.live[block.slots].view(-1, block.width)  # [R, W]
         if prefix is not None:
             length = prefix.keys.shape[2]
             if self.positioned:
@@ -78,26 +79,24 @@ class Rows:
             else:
                 bias = F.pad(bias, (length, 0))
             seen = prefix.live if prefix.live is not None else alive.new_ones(prefix.keys.shape[0], length)
-            alive = torch.cat([_before(seen, block), alive], dim=1)  # [K * R, P + W]
+            alive = torch.cat([self._before(seen, block), alive], dim=1)  # [R, P + W]
         bias = bias.to(dtype)
         if bool(alive.all()):
             return bias
         return torch.where(alive[:, None, None], bias, torch.finfo(dtype).min)
 
+    def _before(self, prefix: Tensor, block: Block) -> Tensor:
+        """[K, ...] of all prompts -> [R, ...] of a block's rows; a view for one prompt."""
+        if len(prefix) == 1:
+            return prefix.expand(block.rows, *prefix.shape[1:])
+        return prefix[self.laid.reads[block.slots][:: block.width]]
+
 
 def _rows(slots: Tensor, block: Block) -> Tensor:
-    """[M, N, D] -> the rows of a block [K * R, N, W, D], a view."""
-    part = slots[block.start : block.start + block.size]
+    """[M, N, D] -> the rows of a block [R, N, W, D], a view."""
+    part = slots[block.slots]
     split: Tensor = part.unflatten(0, (-1, block.width))
     return split.transpose(1, 2)
-
-
-def _before(prefix: Tensor, block: Block) -> Tensor:
-    """[K, ...] of all prompts -> [K * R, ...] of a block's rows; a view for one prompt."""
-    own = prefix[block.first : block.first + block.prompts]
-    if block.prompts == 1:
-        return own.expand(block.rows, *own.shape[1:])
-    return own.repeat_interleave(block.rows, dim=0)
 
 
 def encoded(encoder: Any, embeds: Tensor, rows: Rows) -> Tensor:

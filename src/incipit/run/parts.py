@@ -23,6 +23,9 @@ from incipit.train import FitSettings
 from incipit.train.gradients import Objective
 
 
+BUSY = 768  # slots of a pass beyond which a CPU multiplies no faster, and only memory grows
+
+
 def load_backbone(recipe: Recipe) -> Backbone:
     """The backbone that a recipe names."""
     b, device = recipe.backbone, recipe.backbone.device
@@ -46,17 +49,21 @@ def passes(
 ) -> dict[str, Any]:
     """How a step's rows are cut for memory and padding: `slots`, `more` and `waste` of FitSettings.
 
-    gigabytes 0: what is usual for the device. It depends on the machine's kind, not on what is free there, so that a
+    gigabytes 0: what is usual for the device; on a CPU no more than keeps its cores busy. It depends on the machine's kind, not on what is free there, so that a
     resumed run cuts its rows alike.
     """
-    if not gigabytes:
+    usual = not gigabytes
+    if usual:
         cuda = backbone.device.type == "cuda"
         whole = torch.cuda.get_device_properties(backbone.device).total_memory if cuda else 8 * 2**30
         gigabytes = whole / 2 / 2**30
     apart = all(isinstance(p, Isolated) for p in prompts)
     shared = apart or (isinstance(backbone, CausalBackbone) and backbone.shares)
+    slots = max(1, int(gigabytes * 2**30 / backbone.slot_bytes(precision)))
+    if usual and backbone.device.type == "cpu" and not shared:  # where prompts are shared each pass reads them again
+        slots = min(slots, BUSY)
     return {
-        "slots": max(1, int(gigabytes * 2**30 / backbone.slot_bytes(precision))),
+        "slots": slots,
         "more": 0 if shared else max(p.length if p is not None else 0 for p in prompts),
         "waste": 0.0 if backbone.streams else FitSettings.waste,
     }
