@@ -13,32 +13,35 @@ if TYPE_CHECKING:
     from incipit.run import Pruned
 
 
+Settings = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a key of [prune], as in prune.rewind=initial, or of the recipe that trained the prompt, as in "
+        "train.steps=200. May be repeated.",
+        show_default=False,
+    ),
+]
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option("--settings", metavar="FILE", help="A TOML file with a [prune] table.", show_default=False),
+]
+Controls = Annotated[
+    bool,
+    typer.Option(
+        "--controls",
+        help="Also train the controls restart, random, reversed and shorter, and as many plain runs as there are "
+        "token ratios: a training in full each.",
+    ),
+]
+
+
 def prune(
     artifact: options.Artifact,
-    settings: Annotated[
-        list[str],
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Set a key of [prune], as in prune.rewind=initial, or of the recipe that trained the prompt, as in "
-            "train.steps=200. May be repeated.",
-            show_default=False,
-        ),
-    ] = [],  # noqa: B006 (typer copies it)
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            "--settings", metavar="FILE", help="A TOML file with a [prune] table.", show_default=False
-        ),
-    ] = None,
-    controls: Annotated[
-        bool,
-        typer.Option(
-            "--controls",
-            help="Also train the controls restart, random, reversed and shorter, and as many plain runs as there are "
-            "token ratios: a training in full each.",
-        ),
-    ] = False,
+    settings: Settings = [],  # noqa: B006 (typer copies it)
+    file: SettingsFile = None,
+    controls: Controls = False,
     name: Annotated[
         str,
         typer.Option(

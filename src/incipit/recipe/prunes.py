@@ -15,7 +15,7 @@ from incipit.recipe.problems import listed, overridden, worded
 from incipit.recipe.tables import Counted, Table, Whole
 
 Ratio: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
-Ratios: TypeAlias = Annotated[tuple[Ratio, ...], Field(strict=False, min_length=1)]
+Ratios: TypeAlias = Annotated[tuple[Ratio, ...], Field(strict=False)]
 Control: TypeAlias = Literal[
     "restart", "random", "reversed", "shorter", "form", "initial", "early", "fresh", "trained"
 ]
@@ -65,14 +65,12 @@ class PruneTable(Table):
         merged, problems = overridden(table, overrides)
         problems += [f"{key}: unknown key{nearest(key, ['prune'])}" for key in merged if key != "prune"]
         try:
-            return _unless(problems, cls.model_validate(merged.get("prune", {})), source)
+            made = cls.model_validate(merged.get("prune", {}))
         except ValidationError as error:
-            raise RecipeError(
-                listed([*problems, *(f"prune.{one}" for one in worded(error, cls))], source)
-            ) from error
-
-
-def _unless(problems: Sequence[str], made: PruneTable, source: str) -> PruneTable:
-    if problems:
-        raise RecipeError(listed(problems, source))
-    return made
+            problems += [f"prune.{one}" for one in worded(error, cls)]
+            raise RecipeError(listed(problems, source)) from error
+        empty = [key for key in ("token_ratios", "piece_ratios") if not getattr(made, key)]
+        problems += [f"prune.{key}: needs a ratio; got []; [0] prunes nothing at that level" for key in empty]
+        if problems:
+            raise RecipeError(listed(problems, source))
+        return made

@@ -184,17 +184,16 @@ class _Job:
         dev: Sequence[Any] = self.task.validation
         if recipe.train.eval_limit:
             dev = list(dev)[: recipe.train.eval_limit]
+        options, metrics = decode_options(recipe), self.task.metrics
+        devs = [Trial(prompt, dev, metrics, options) for prompt in still.values()]
         trials = {m.name: m.test for m in members if m.test is not None}
-        for name, prompt in still.items():
-            for split, examples in (("dev", dev), ("test", test)):
-                if len(examples):
-                    options = decode_options(recipe)
-                    trials[f"{split} of {name}"] = Trial(prompt, examples, self.task.metrics, options)
+        if len(test):
+            trials |= {name: Trial(prompt, test, metrics, options) for name, prompt in still.items()}
         scored = evaluate_all(self.backbone, list(trials.values()), legality=True)
         found = {name: one.scores for name, one in zip(trials, scored, strict=True)}
-        for name, prompt in still.items():
+        for (name, prompt), one in zip(still.items(), evaluate_all(self.backbone, devs), strict=True):
             own: Ratios = (None, None) if name == "as it came" else ratios
-            scores = found[f"dev of {name}"], found.get(f"test of {name}", {})
+            scores = one.scores, found.get(name, {})
             self.candidates.rows.append(PrunedRow("untrained", name, *own, *size(prompt), 0, *scores))
         return {m.name: found.get(m.name, {}) for m in members}
 
