@@ -24,6 +24,12 @@ from incipit.train import Outcome
 
 SEARCHED = ("tokens", "pieces", "grid")
 Ratios = tuple[float | None, float | None]
+Clock = tuple[float, float]
+
+
+def clock() -> Clock:
+    """(seconds that have passed, seconds that this process has computed)."""
+    return time.monotonic(), time.process_time()
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Candidates:
     """The prompts that are tried for one source: `search` for the mask, `train` for any bundle of them.
 
     rows: what was tried, in order. cost: stage -> steps of the bundle, rows that were read forward and backward
-    (rows_trained), rows that were read forward only (rows_scored), seconds.
+    (rows_trained), rows that were read forward only (rows_scored), seconds, and seconds of this process's processors.
     """
 
     def __init__(self, source: Source, settings: PruneTable, flags: Flags) -> None:
@@ -130,7 +136,7 @@ class Candidates:
         self, stage: str, prompts: Mapping[str, tuple[Recipe, int, Prompt]]
     ) -> tuple[list[Member], list[Outcome]]:
         """Prompts by name, with their recipe and seed, as one bundle."""
-        started, source, flags = time.monotonic(), self.source, self.flags
+        started, source, flags = clock(), self.source, self.flags
         members = [
             make_member(recipe, seed, source.data, prompt, name)
             for name, (recipe, seed, prompt) in prompts.items()
@@ -149,8 +155,9 @@ class Candidates:
         self.spent(stage, max(o.steps for o in outcomes), read, scored, started)
         return members, outcomes
 
-    def spent(self, stage: str, steps: int, read: int, scored: int, started: float) -> None:
+    def spent(self, stage: str, steps: int, read: int, scored: int, started: Clock) -> None:
         """Note what a stage cost. of_plain: its passes over rows (one forward, one backward) in plain trainings."""
+        wall, processor = clock()
         plain = self.cost["one plain training"]
         passes = (2 * read + scored) / (2 * plain["rows_trained"] + plain["rows_scored"])
         self.cost[stage] = {
@@ -158,7 +165,8 @@ class Candidates:
             "rows_trained": read,
             "rows_scored": scored,
             "of_plain": round(passes, 4),
-            "seconds": round(time.monotonic() - started, 2),
+            "seconds": round(wall - started[0], 2),
+            "processor_seconds": round(processor - started[1], 2),
         }
 
     def note(

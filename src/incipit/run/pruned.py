@@ -28,7 +28,7 @@ from incipit.prompts import Masked, Prompt
 from incipit.prompts.masked import check_pieces, rows_within
 from incipit.pruning import Scores, fitting, score
 from incipit.recipe import PruneTable, Recipe
-from incipit.run.candidates import Candidates, Flags, PrunedRow, Ratios, mask_within, size
+from incipit.run.candidates import Candidates, Flags, PrunedRow, Ratios, clock, mask_within, size
 from incipit.run.members import Data, Member
 from incipit.run.parts import decode_options, load_backbone, text_form
 from incipit.run.rewind import Source, chosen, plain_seed, shorter
@@ -139,7 +139,7 @@ class _Job:
 
     def importance(self) -> Scores:
         """Scores on training examples, chosen by seed where there are more than asked for."""
-        started, s, train = time.monotonic(), self.settings, self.task.train
+        started, s, train = clock(), self.settings, self.task.train
         ready = self.source.data.ready(self.source.recipe, self.source.prompt.length)
         if self.task.spec.streaming:
             examples = list(islice(self.task.stream(s.seed, 0), s.examples))
