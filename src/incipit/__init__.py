@@ -25,6 +25,7 @@ _HOME = {
     "InteropError": "incipit.errors",
     "Interrupted": "incipit.errors",
     "Isolated": "incipit.prompts",
+    "Masked": "incipit.prompts",
     "PrefixPrompt": "incipit.prompts",
     "PromptChoice": "incipit.assemble",
     "PromptError": "incipit.errors",
@@ -39,6 +40,7 @@ _HOME = {
     "evaluate": "incipit.evaluation",
     "make_prompt": "incipit.assemble",
     "predict": "incipit.decode",
+    "prune": "incipit.run",
     "sweep": "incipit.run",
     "tune": "incipit.run",
 }

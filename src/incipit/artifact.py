@@ -104,12 +104,14 @@ def save(
     recipe: Mapping[str, Any] | None = None,
     scores: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
+    pruned: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> str:
     """Bake the prompt and write it, whole or not at all; returns the place.
 
     task: its text form (kind, input, words, metrics). scores: split -> metric -> value. data: "task" -> sha256 of
-    its examples. overwrite: replace an artifact that is there; nothing else is ever replaced.
+    its examples. pruned: how it was pruned, of a prompt that was. overwrite: replace an artifact that is there; nothing
+    else is ever replaced.
     """
     if overwrite:
         check_replaceable(place)
@@ -134,6 +136,8 @@ def save(
         "data": dict(data or {}),
         "versions": files.package_versions("incipit", "torch", "transformers"),
     }
+    if pruned:
+        card["pruned"] = dict(pruned)
     if files.is_remote(place):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "artifact"
@@ -250,6 +254,8 @@ def model_card(card: Mapping[str, Any]) -> str:
         body.append(f"- label words: {', '.join(task['words'])}")
     if card["prompt"].get("kind") == "isolated":
         body.append("- attention: isolated (the prompt does not see the input)")
+    if pruned := card.get("pruned"):
+        body.append(f"- pruned: {pruned['kept']:,} of {pruned['numbers']:,} numbers kept")
     for split, values in scores.items():
         body.append(f"- {split}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
     body += ["", "Use it:", "", "```bash", 'incipit predict THIS_FOLDER --text "your text"', "```", ""]

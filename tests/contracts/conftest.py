@@ -2,7 +2,8 @@
 
 A case is "backbone/kind". A kind reads from outside in: "head:framed(mlp(input))" is a Reading by a linear head of a
 Framed prompt around a Reparametrised InputPrompt; "prefix@encoder+cross" is a PrefixPrompt at two sites; what
-"isolated(...)" holds does not see the input.
+"isolated(...)" holds does not see the input; of the rows that "masked(...)" holds some numbers are zero, of those that
+"removed(...)" holds some are gone too.
 """
 
 import importlib.util
@@ -22,10 +23,20 @@ from transformers.models.umt5 import modeling_umt5
 from incipit.backbones import Backbone, tiny, wrap
 from incipit.batch import Batch, Encoded, collate
 from incipit.injection import Injection
-from incipit.prompts import Framed, InputPrompt, Isolated, PrefixPrompt, Prompt, Reading, Reparametrised
+from incipit.prompts import (
+    Framed,
+    InputPrompt,
+    Isolated,
+    Masked,
+    PrefixPrompt,
+    Prompt,
+    Reading,
+    Reparametrised,
+)
 
 SITES = {"causal": ["decoder"], "encoder-decoder": ["encoder", "decoder", "cross"], "encoder": ["encoder"]}
 ISOLATING = ("t5", "t5-gated", "mt5", "umt5")  # their encoders have relative positions
+PRUNED = ("llama", "t5", "bert")  # where a mask lies under and over what else there is
 READOUTS = ("words", "verbalizer", "head")
 LABELS = ("good", "bad", "neutral")
 # Their norms, and the softmax of gemma2, are computed in float32 whatever the model's type (transformers 5.23).
@@ -49,6 +60,12 @@ def kinds(name: str) -> list[str]:
     found = ["input", *prefixes]
     found += [f"{net}({r})" for net in ("mlp", "lstm") for r in rows]
     found += [f"framed({r})" for r in rows] + [f"framed(mlp({r}))" for r in rows]
+    found.append("masked(input)")
+    if name in PRUNED:
+        found += ["framed(removed(input))", "mlp(masked(input))"]
+        found += [f"{how}({r})" for how in ("masked", "removed") for r in rows[1:]]
+    if name == "t5":
+        found += ["isolated(removed(input))"]
     if name in ISOLATING:
         found += [
             "isolated(input)",
@@ -78,6 +95,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for fixture, values in (("case", CASES), ("writer", WRITERS), ("every", tiny.names())):
         if fixture in metafunc.fixturenames:
             metafunc.parametrize(fixture, values)
+
+
+def mask(length: int, pieces: int) -> Tensor:
+    """Every third row is pruned, and of each other row a piece where there are several: [P, k]."""
+    token, piece = torch.arange(length)[:, None], torch.arange(pieces)
+    return (token % 3 != 1) & ((pieces == 1) | ((token + piece) % 4 != 3))
 
 
 class World:
@@ -113,6 +136,10 @@ class World:
             how, inner = kind.split(":")
             made = self._made(backbone, inner, length, source)
             return Reading(made, backbone.readout(LABELS, how), trained=how == "head")
+        if kind.startswith(("masked(", "removed(")):
+            how, inner = kind.removesuffix(")").split("(", 1)
+            made = self._made(backbone, inner, length, source)
+            return Masked(made, mask(length, 1 if "prefix" in inner else 4), removed=how == "removed")
         if kind.startswith("isolated("):
             return Isolated(backbone.geometry, self._made(backbone, kind[9:-1], length, source))
         if kind.startswith(("mlp(", "lstm(")):

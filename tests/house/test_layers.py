@@ -27,7 +27,7 @@ LAYERS = {
     "decode": 3,
     "anatomy": 3,
     "library": 3,
-    "prune": 4,
+    "pruning": 4,
     "ensemble": 4,
     "transfer": 4,
     "interop": 4,  # run.py starts prompts from foreign files

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from incipit.cli import demo, evaluate, export, import_, list_, predict, pretrain, show, tune
+from incipit.cli import demo, evaluate, export, import_, list_, predict, pretrain, prune, show, tune
 from incipit.errors import IncipitError, Interrupted
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "predict": predict.predict,
     "show": show.show,
     "list": list_.list_,
+    "prune": prune.prune,
     "pretrain": pretrain.pretrain,
     "import": import_.import_,
     "export": export.export,

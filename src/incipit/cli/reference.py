@@ -17,7 +17,7 @@ import typer
 
 from incipit import files
 from incipit.cli import VERBS, app
-from incipit.recipe import BackboneTable, DecodeTable, PromptTable, Recipe, TrainTable
+from incipit.recipe import BackboneTable, DecodeTable, PromptTable, PruneTable, Recipe, TrainTable
 from incipit.tasks.spec import TaskSpec
 
 HEAD = """# Command line and recipes
@@ -47,6 +47,11 @@ TASK = """### [task]
 Either `builtin = "NAME"` and the keys that differ from that task, or these keys. Relative paths start at the
 folder of the recipe.
 """
+PRUNE = """## Pruning: [prune]
+
+Keys of `incipit prune`, set there by `--set prune.KEY=VALUE` or in the [prune] table of a file that `--settings` names;
+no part of a recipe.
+"""
 UNSAID = {  # fields of a TaskSpec that share the text of another
     "name": "Name of the task; without it the recipe's.",
     "validation": "As `train`.",
@@ -62,15 +67,20 @@ def text() -> str:
     parts.append(RECIPE.format(example=files.dump_toml(EXAMPLE)))
     parts.append(_rows({"name": ("text", Recipe.model_fields["name"].default)}, _docs(Recipe)))
     for name, table in _tables().items():
-        hints = typing.get_type_hints(table, include_extras=True)
-        shown = {key: (_kind(hints[key]), field.default) for key, field in table.model_fields.items()}
-        parts += [f"### [{name}]\n", _rows(shown, _docs(table))]
+        parts += [f"### [{name}]\n", _fields(table)]
     keys = {f.name: (_plain(str(f.type)), _default(f)) for f in dataclasses.fields(TaskSpec)}
-    return "\n".join([*parts, TASK, _rows(keys, UNSAID | _docs(TaskSpec))])
+    return "\n".join([*parts, TASK, _rows(keys, UNSAID | _docs(TaskSpec)), PRUNE, _fields(PruneTable)])
 
 
 def _tables() -> dict[str, type[Any]]:
     return {"backbone": BackboneTable, "prompt": PromptTable, "train": TrainTable, "decode": DecodeTable}
+
+
+def _fields(table: type[Any]) -> str:
+    """A row for each key of a table."""
+    hints = typing.get_type_hints(table, include_extras=True)
+    shown = {key: (_kind(hints[key]), field.default) for key, field in table.model_fields.items()}
+    return _rows(shown, _docs(table))
 
 
 def _verb(name: str, verb: Callable[..., None]) -> str:

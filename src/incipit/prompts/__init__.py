@@ -13,6 +13,7 @@ from incipit.prompts.base import Prompt, RowPrompt
 from incipit.prompts.framed import Embed, Framed, Reading, split_layout
 from incipit.prompts.inputs import InputPrompt
 from incipit.prompts.isolated import Isolated
+from incipit.prompts.masked import Masked, mask_of
 from incipit.prompts.prefix import PrefixPrompt
 from incipit.prompts.reparam import Reparametrised
 
@@ -21,6 +22,7 @@ __all__ = [
     "Framed",
     "InputPrompt",
     "Isolated",
+    "Masked",
     "PrefixPrompt",
     "Prompt",
     "Reading",
@@ -34,6 +36,7 @@ PROMPTS: dict[str, type[Prompt]] = {
     "input": InputPrompt,
     "prefix": PrefixPrompt,
     "reparametrised": Reparametrised,
+    "masked": Masked,
     "framed": Framed,
     "isolated": Isolated,
     "reading": Reading,
@@ -73,9 +76,11 @@ def build(spec: Mapping[str, Any], geometry: Geometry, embed: Embed) -> Prompt:
             return Reading(inner, readout, spec["trained"])
         if not isinstance(inner, RowPrompt):
             raise PromptError(
-                "a 'reparametrised' prompt wraps an 'input' or 'prefix' prompt, its spec holds "
+                f"a {kind!r} prompt wraps an 'input' or 'prefix' prompt, its spec holds "
                 f"{type(inner).__name__}: it was damaged"
             )
+        if kind == "masked":
+            return Masked(inner, mask_of(spec["mask"]), spec["removed"])
         return Reparametrised(inner, spec["net"], spec["hidden"], spec["seed"])
     except KeyError as error:
         raise PromptError(

@@ -92,11 +92,13 @@ class Framed(Prompt):
     def bake(self) -> Prompt:
         if self.inner is None or self.inner.bake() is self.inner:
             return self
+        return self.around(self.inner.bake())
+
+    def around(self, inner: Prompt) -> Framed:
+        """The same constant text around another prompt."""
         rows = {self.before_ids: self.before, self.after_ids: self.after}
-        baked = Framed(
-            self.geometry, self.inner.bake(), self.before_ids, self.after_ids, lambda i: rows[tuple(i)]
-        )
-        return baked.to(self.before.device)
+        framed = Framed(self.geometry, inner, self.before_ids, self.after_ids, lambda i: rows[tuple(i)])
+        return framed.to(self.before.device)
 
     def units(self) -> dict[str, float]:
         return prefixed("inner", self.inner.units()) if self.inner is not None else {}
@@ -144,12 +146,13 @@ class Reading(Prompt):
 
     def bake(self) -> Prompt:
         baked = self.inner.bake()
-        if baked is self.inner:
-            return self
+        return self if baked is self.inner else self.around(baked)
+
+    def around(self, inner: Prompt) -> Reading:
+        """The same read-out, with numbers of its own, beside another prompt."""
         live = torch.ones(self.bias.shape, dtype=torch.bool)
-        return Reading(
-            baked, Readout(self.vectors, self.bias, live, self.pool, self.cosine, self.scale), self.trained
-        )
+        vectors, bias = (t.detach().clone() for t in (self.vectors, self.bias))
+        return Reading(inner, Readout(vectors, bias, live, self.pool, self.cosine, self.scale), self.trained)
 
     def units(self) -> dict[str, float]:
         own = {"vectors": 1.0, "bias": 1.0} if self.trained else {}

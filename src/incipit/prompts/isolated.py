@@ -36,9 +36,13 @@ class Isolated(Prompt):
     def injection(self) -> Injection:
         return replace(self.inner.injection(), isolated=True)
 
+    def around(self, inner: Prompt) -> Isolated:
+        """Another prompt, isolated."""
+        return Isolated(self.geometry, inner)
+
     def bake(self) -> Prompt:
         baked = self.inner.bake()
-        return self if baked is self.inner else Isolated(self.geometry, baked)
+        return self if baked is self.inner else self.around(baked)
 
     def units(self) -> dict[str, float]:
         return prefixed("inner", self.inner.units())

@@ -68,7 +68,7 @@ class PrefixPrompt(RowPrompt):
         values: dict[str, list[Tensor]] = {s: [] for s in self.sites}
         split = rows.split([n * d for *_, n, d in self._shapes], dim=1)
         for (site, _, part, n, d), block in zip(self._shapes, split, strict=True):
-            heads = block.view(self.length, n, d).transpose(0, 1)[None]  # [1, N, P, D]
+            heads = block.view(rows.shape[0], n, d).transpose(0, 1)[None]  # [1, N, P, D]
             (keys if part == "key" else values)[site].append(heads)
         return Injection(
             rows=zero_rows().to(rows.device),

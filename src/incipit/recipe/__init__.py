@@ -1,7 +1,8 @@
 """Recipe (recipe.py), its tables (tables.py), what is wrong with it (problems.py, clashes.py)."""
 
 from incipit.recipe.problems import settings_of
+from incipit.recipe.prunes import PruneTable
 from incipit.recipe.recipe import Recipe
 from incipit.recipe.tables import BackboneTable, DecodeTable, PromptTable, TrainTable
 
-__all__ = ["BackboneTable", "DecodeTable", "PromptTable", "Recipe", "TrainTable", "settings_of"]
+__all__ = ["BackboneTable", "DecodeTable", "PromptTable", "PruneTable", "Recipe", "TrainTable", "settings_of"]

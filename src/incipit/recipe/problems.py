@@ -38,6 +38,7 @@ _NEEDS = {  # pydantic's error type -> what the key needs; {..} is its bound
     "dict_type": "a table",
     "greater_than": "a number above {gt}",
     "greater_than_equal": "a number from {ge}",
+    "less_than": "a number below {lt:g}",
     "less_than_equal": "a number up to {le}",
     "string_pattern_mismatch": "letters, digits, dots, dashes and underscores",
 }

@@ -1,11 +1,15 @@
 """Recipe -> artifact + record: the only place where all parts meet."""
 
 from incipit.run.bundle import tune
+from incipit.run.candidates import PrunedRow
 from incipit.run.members import Tuned
 from incipit.run.parts import decode_options, examples_of, load_backbone, prompt_choice, text_form
+from incipit.run.pruned import Pruned, prune
 from incipit.run.sweep import Row, Spread, Swept, sweep
 
 __all__ = [
+    "Pruned",
+    "PrunedRow",
     "Row",
     "Spread",
     "Swept",
@@ -14,6 +18,7 @@ __all__ = [
     "examples_of",
     "load_backbone",
     "prompt_choice",
+    "prune",
     "sweep",
     "text_form",
     "tune",

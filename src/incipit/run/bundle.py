@@ -25,6 +25,7 @@ from incipit.run.parts import load_backbone, objective, passes
 from incipit.tasks.metrics import METRICS
 from incipit.train import FitSettings, OptimSettings, Outcome, fit
 from incipit.train.checkpoint import FILE as CHECKPOINT
+from incipit.train.gradients import Collate
 from incipit.train.trainee import FREE
 
 Pair = tuple[Recipe, int]  # a recipe and one of its seeds
@@ -156,33 +157,11 @@ class Bundle:
         for note in backbone.notes if show else ():
             print(f"note: {note}", file=sys.stderr)
         data = Data(backbone)
-        members = self.members = [make_member(recipe, seed, data) for recipe, seed in self.pairs]
-        prompts = [m.prompt for m in members]
-        if self.pairs[0][0].train.checkpointing:
-            backbone.recompute()
-        processes = Accelerator()
-        if overwrite and not resume and processes.is_main_process:
-            files.remove_run(self.folder)
-        processes.wait_for_everyone()
-
-        def together(encoded: Sequence[Encoded], rows: Sequence[int]) -> Batch:
-            return collate(encoded, rows, pad_id=backbone.pad_id)
-
-        def evaluate(live: Sequence[int]) -> dict[int, dict[str, float]]:
-            trials = {k: dev for k in live if (dev := members[k].dev) is not None}
-            found = evaluate_all(backbone, list(trials.values()))
-            return {k: one.scores for k, one in zip(trials, found, strict=True)}
-
-        identity = {
-            "backbone": backbone.fingerprint,
-            "recipes": [_same(r) for r in {r.name: r for r, _ in self.pairs}.values()],
-            "data": {m.name: m.task.data_hash for m in members},
-        }
-        self.outcomes = fit(
-            [m.trainee for m in members], objective(backbone, prompts), _settings(members, backbone, show),
-            self.folder, together, evaluate=evaluate, identity=identity, resume=resume,
-        )  # fmt: skip
-        self._seconds = (time.monotonic() - started) / len(members)
+        self.members = [make_member(recipe, seed, data) for recipe, seed in self.pairs]
+        self.outcomes = fit_members(
+            self.members, backbone, self.folder, resume=resume, overwrite=overwrite, show=show
+        )
+        self._seconds = (time.monotonic() - started) / len(self.members)
 
     def release(self) -> None:
         """Let go of the model that was tuned; `finish` reads it again from the checkpoint."""
@@ -204,6 +183,50 @@ class Bundle:
         ]
 
 
+def fit_members(
+    members: Sequence[Member],
+    backbone: Backbone,
+    folder: Path,
+    *,
+    identity: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    show: bool = True,
+) -> list[Outcome]:
+    """Members of one schedule step together until each holds its best tensors; `identity`: see `fit`."""
+    prompts = [m.prompt for m in members]
+    if members[0].recipe.train.checkpointing:
+        backbone.recompute()
+    processes = Accelerator()
+    if overwrite and not resume and processes.is_main_process:
+        files.remove_run(folder)
+    processes.wait_for_everyone()
+
+    def evaluate(live: Sequence[int]) -> dict[int, dict[str, float]]:
+        trials = {k: dev for k in live if (dev := members[k].dev) is not None}
+        found = evaluate_all(backbone, list(trials.values()))
+        return {k: one.scores for k, one in zip(trials, found, strict=True)}
+
+    same = {
+        "backbone": backbone.fingerprint,
+        "recipes": [_same(r) for r in {m.recipe.name: m.recipe for m in members}.values()],
+        "data": {m.name: m.task.data_hash for m in members},
+    }
+    return fit(
+        [m.trainee for m in members], objective(backbone, prompts), fit_settings(members, backbone, show),
+        folder, collating(backbone), evaluate=evaluate, identity=same | dict(identity or {}), resume=resume,
+    )  # fmt: skip
+
+
+def collating(backbone: Backbone) -> Collate:
+    """Rows of several members -> a Batch."""
+
+    def together(encoded: Sequence[Encoded], rows: Sequence[int]) -> Batch:
+        return collate(encoded, rows, pad_id=backbone.pad_id)
+
+    return together
+
+
 def _same(recipe: Recipe) -> Mapping[str, Any]:
     """What of a recipe must not change when its run is resumed."""
     table = recipe.table()
@@ -211,7 +234,8 @@ def _same(recipe: Recipe) -> Mapping[str, Any]:
     return {**table, "train": train}
 
 
-def _settings(members: Sequence[Member], backbone: Backbone, show: bool) -> FitSettings:
+def fit_settings(members: Sequence[Member], backbone: Backbone, show: bool) -> FitSettings:
+    """How members of one schedule are trained."""
     member = members[0]
     t = member.recipe.train
     return FitSettings(

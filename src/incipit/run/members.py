@@ -103,11 +103,14 @@ def member_name(recipe: Recipe, seed: int) -> str:
     return recipe.name if len(recipe.train.seeds) == 1 else f"{recipe.name}-s{seed}"
 
 
-def make_member(recipe: Recipe, seed: int, data: Data) -> Member:
-    """A prompt at its start with its own order of rows; all weights of the backbone with method = "model"."""
+def make_member(recipe: Recipe, seed: int, data: Data, given: Prompt | None = None, name: str = "") -> Member:
+    """A prompt at its start with its own order of rows; all weights of the backbone with method = "model".
+
+    given: a prompt to train in place of the recipe's own start, under a name of its own.
+    """
     backbone, task = data.backbone, data.task(recipe)
-    prompt = make_prompt(prompt_choice(recipe), backbone, task.labels, seed)
-    name, train = member_name(recipe, seed), recipe.train
+    prompt = make_prompt(prompt_choice(recipe), backbone, task.labels, seed) if given is None else given
+    name, train = name or member_name(recipe, seed), recipe.train
     module, units = _trained(recipe, backbone, prompt)
     rate = train.lr if train.lr_absolute is None else train.lr_absolute
     ready = data.ready(recipe, prompt.length if prompt is not None else 0)

@@ -1,0 +1,128 @@
+"""incipit prune: a trained prompt -> the same with fewer numbers, trained again and compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from incipit.cli import opened, options, output
+
+if TYPE_CHECKING:
+    from incipit.run import Pruned
+
+
+Settings = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a key of [prune], as in prune.rewind=initial, or of the recipe that trained the prompt, as in "
+        "train.steps=200. May be repeated.",
+        show_default=False,
+    ),
+]
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option("--settings", metavar="FILE", help="A TOML file with a [prune] table.", show_default=False),
+]
+Controls = Annotated[
+    bool,
+    typer.Option(
+        "--controls",
+        help="Also train the controls restart, random, reversed and shorter, and as many plain runs as there are "
+        "token ratios: a training in full each.",
+    ),
+]
+
+
+def prune(
+    artifact: options.Artifact,
+    settings: Settings = [],  # noqa: B006 (typer copies it)
+    file: SettingsFile = None,
+    controls: Controls = False,
+    name: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Of the new artifact. Without it: that of the old one, and -pruned.",
+            show_default=False,
+        ),
+    ] = "",
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where the artifact, its table, figure and record go. Without it: runs/NAME.",
+            show_default=False,
+        ),
+    ] = None,
+    backbone: options.BackboneName = "",
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+    json: options.Json = None,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Prune tokens and pieces of a prompt that `incipit tune` wrote, and train what is left again.
+
+    Scores every token and piece on the prompt's own training data, tries ratios on validation, trains the best mask in
+    full beside its controls, and scores each of them once on test (XPrompt, Ma et al. 2022).
+    """
+    if resume and overwrite:
+        raise typer.BadParameter("--resume goes on with a run and --overwrite replaces it; give one of them")
+    from incipit import files, run
+    from incipit.recipe import PruneTable
+    from incipit.recipe.prunes import USUAL
+
+    own = [text for text in settings if text.startswith("prune.")]
+    table = PruneTable.of(files.read_toml(file) if file else {}, own, str(file) if file else "--set")
+    if controls:
+        table = table.model_copy(update={"controls": USUAL, "plain": len(table.token_ratios)})
+    (source,) = opened.artifacts([artifact])
+    found = run.prune(
+        source,
+        folder or Path("runs") / (name or f"{source.name}-pruned"),
+        table,
+        overrides=[text for text in settings if text not in own],
+        name=name,
+        backbone=opened.Backbones(backbone).of(source),
+        resume=resume,
+        overwrite=overwrite,
+        show=not quiet,
+    )
+    _show(found)
+    output.write(
+        json,
+        {
+            "name": found.name,
+            "place": found.place,
+            "rows": found.table(),
+            "cost": found.cost,
+            "figure": found.figure,
+        },
+    )
+
+
+def _show(found: Pruned) -> None:
+    """A line for each prompt that was tried, then where the pruned one is."""
+    rows = [
+        [
+            row.stage,
+            row.name,
+            row.tokens,
+            row.kept,
+            row.steps,
+            next(iter(row.dev.values()), None),
+            next(iter(row.test.values()), None),
+            "chosen" if row.chosen else "",
+        ]
+        for row in found.rows
+    ]
+    metric = next(iter(found.rows[0].dev), "score")
+    output.table(
+        ["stage", "prompt", "tokens", "numbers", "steps", f"dev {metric}", f"test {metric}", ""], rows
+    )
+    typer.echo(f"pruned: {found.place}")
+    typer.echo(f"figure: {found.figure}" if found.figure else found.note, err=not found.figure)

@@ -1,0 +1,111 @@
+"""Records of `incipit prune` -> Markdown: python studies/xprompt2022/table.py studies/xprompt2022/records/*.jsonl"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import combinations, product
+from statistics import mean, stdev
+
+from incipit import record
+
+ROWS = (
+    "as it came",
+    "masked only",
+    "removed only",
+    "pruned",
+    "restart",
+    "random",
+    "reversed",
+    "shorter",
+    "removed",
+    "best of 5 plain",
+)
+
+
+def task_of(line: dict) -> str:
+    """The task's name."""
+    return line["settings"]["task"].get("builtin") or line["settings"]["task"]["name"]
+
+
+def scores(line: dict, split: str = "test") -> dict[str, float]:
+    """Row -> THE metric in percent."""
+    return {row["name"]: 100 * next(iter(row[split].values())) for row in line["extra"]["rows"] if row[split]}
+
+
+def spread(values: Sequence[float]) -> str:
+    """ "81.2 ± 1.5" """
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def flipped(differences: Sequence[float]) -> float:
+    """Exact paired test: share of all sign flips whose mean is as far from 0 as the one that was seen."""
+    seen = abs(sum(differences))
+    means = [abs(sum(d * s for d, s in zip(differences, signs, strict=True)))
+             for signs in product((1, -1), repeat=len(differences))]  # fmt: skip
+    return sum(m >= seen - 1e-9 for m in means) / len(means)
+
+
+def by_task(lines: Sequence[dict]) -> dict[str, list[dict]]:
+    """Task -> its records in order of the seeds."""
+    found: dict[str, list[dict]] = {}
+    for line in sorted(lines, key=lambda one: one["seed"]):
+        found.setdefault(task_of(line), []).append(line)
+    return found
+
+
+def score_table(lines: Sequence[dict]) -> list[list[str]]:
+    """A row for each prompt, a column for each task; then the paired difference to the pruned one over all of them."""
+    tasks = by_task(lines)
+    table = []
+    for name in ROWS:
+        cells = [spread([scores(line)[name] for line in members]) for members in tasks.values()]
+        apart = [scores(line)["pruned"] - scores(line)[name] for line in lines]
+        paired = [f"{mean(apart):+.1f}", f"{flipped(apart):.3f}"] if name != "pruned" else ["", ""]
+        table.append([name, *cells, *paired])
+    return table
+
+
+def overlap(lines: Sequence[dict]) -> tuple[float, float]:
+    """Mean Jaccard index of the tokens that two seeds keep at the same count (the lesser of the two), and at chance.
+
+    Tokens are taken by score, so the counts that validation chose do not blur it.
+    """
+    found, chance = [], []
+    for one, other in combinations(lines, 2):
+        ranks = [sorted(range(len(s)), key=lambda i, s=s: -s[i]) for s in
+                 (line["extra"]["scores"]["tokens"] for line in (one, other))]  # fmt: skip
+        n = len(ranks[0])
+        k = n // 2
+        both = len(set(ranks[0][:k]) & set(ranks[1][:k]))
+        found.append(both / (2 * k - both))
+        expected = k * k / n
+        chance.append(expected / (2 * k - expected))
+    return mean(found), mean(chance)
+
+
+def about(lines: Sequence[dict]) -> Iterator[list[str]]:
+    """For each task: seeds, kept numbers of each seed, overlap of the better half of the tokens, cost of the search."""
+    for task, members in by_task(lines).items():
+        kept = [f"{100 * m['extra']['pruned']['kept'] / m['extra']['pruned']['numbers']:.0f}" for m in members]
+        seen, chance = overlap(members) if len(members) > 1 else (float("nan"), float("nan"))
+        stages = ("scores", "tokens", "pieces")
+        cost = [sum(m["extra"]["cost"][s]["of_plain"] for s in stages) for m in members]
+        yield [task, str(len(members)), ", ".join(kept), f"{seen:.2f} ({chance:.2f})", f"{mean(cost):.2f}"]
+
+
+def show(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a Markdown table."""
+    for line in [head, ["---"] * len(head), *rows]:
+        print("| " + " | ".join(line) + " |")
+
+
+def main(paths: Sequence[str]) -> None:
+    """Print both tables."""
+    lines = [line for path in paths for line in record.read(path)]
+    show(["test, %", *by_task(lines), "pruned minus it", "p"], score_table(lines))
+    print()
+    show(["task", "seeds", "numbers kept, %", "overlap of seeds (chance)", "search, in plain trainings"],
+         list(about(lines)))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
