@@ -1,15 +1,18 @@
 """Recipe -> artifact + record: the only place where all parts meet."""
 
 from incipit.run.bundle import tune
+from incipit.run.ensembles import Ensembled, combine
 from incipit.run.members import Tuned
 from incipit.run.parts import decode_options, examples_of, load_backbone, prompt_choice, text_form
 from incipit.run.sweep import Row, Spread, Swept, sweep
 
 __all__ = [
+    "Ensembled",
     "Row",
     "Spread",
     "Swept",
     "Tuned",
+    "combine",
     "decode_options",
     "examples_of",
     "load_backbone",

@@ -1,0 +1,28 @@
+"""K prompts of one frozen model as one predictor: every prompt reads every input in one batch, one rule mixes them."""
+
+from incipit.ensemble.answers import Answers, ask
+from incipit.ensemble.ensemble import METHODS, Comparison, Ensemble, compare
+from incipit.ensemble.rules import averaged, mixed, oracle, vote
+from incipit.ensemble.saved import Saved, check_members, check_task, is_ensemble, load, save
+from incipit.ensemble.sources import prompts_for, worded
+
+__all__ = [
+    "METHODS",
+    "Answers",
+    "Comparison",
+    "Ensemble",
+    "Saved",
+    "ask",
+    "averaged",
+    "check_members",
+    "check_task",
+    "compare",
+    "is_ensemble",
+    "load",
+    "mixed",
+    "oracle",
+    "prompts_for",
+    "save",
+    "vote",
+    "worded",
+]
