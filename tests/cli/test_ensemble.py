@@ -61,7 +61,9 @@ def test_the_average_is_an_artifact(call: Call, moods: Path, tmp_path: Path) -> 
 def test_prompts_of_another_task_answer_in_its_words(call: Call, tuned: Run, tmp_path: Path) -> None:
     both = call("ensemble", tuned.shop, tuned.desk, "--folder", tmp_path / "e")
     assert both.code == 1 and "'desk' chooses among" in both.err and "--task" in both.err
-    done = call("ensemble", tuned.shop, tuned.desk, "--task", tuned.folder / "shop.toml", "--folder", tmp_path / "e")
+    done = call(
+        "ensemble", tuned.shop, tuned.desk, "--task", tuned.folder / "shop.toml", "--folder", tmp_path / "e"
+    )
     assert done.code == 0, done.err
     assert call("predict", tmp_path / "e", "--text", "a fine film").lines[0] in ("good", "bad")
     assert call("evaluate", tmp_path / "e").code == 0
@@ -80,3 +82,32 @@ def test_what_it_refuses(call: Call, tuned: Run, moods: Path) -> None:
     assert call("ensemble", *members(moods), "--split", "train").code == 2
     gone = call("ensemble", tuned.shop, "nowhere")
     assert gone.code == 1 and "'nowhere'" in gone.err
+
+
+def test_weights_that_are_learned(call: Call, tuned: Run, moods: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "target.toml", tuned.backbone)
+    sources = "[" + ", ".join(f'"{place}"' for place in members(moods)) + "]"
+    line = [
+        "ensemble",
+        "--recipe",
+        recipe,
+        "--set",
+        f"ensemble.sources={sources}",
+        "--set",
+        "ensemble.steps=3",
+    ]
+    done = call(*line, "--folder", tmp_path / "e", "--json", tmp_path / "e.json")
+    assert done.code == 0, done.err
+    told = files.read_json(tmp_path / "e.json")
+    assert told["method"] == "sesom" and set(told["controls"]) > {"inputs_shuffled", "scores_shuffled"}
+    assert "inputs_shuffled" in done.out
+    again = call("evaluate", tmp_path / "e")
+    assert again.code == 0 and f"accuracy {told['comparison']['ensemble']['accuracy']:.4f}" in again.out
+    assert call("predict", tmp_path / "e", "--text", "dull").lines[0] in ("good", "bad")
+    assert call(*line, "--method", "vote").code == 0
+    lone = call("ensemble", *members(moods), "--method", "sesom")
+    assert lone.code == 2 and "name the target with --recipe" in lone.err.replace("\n", " ")
+    both = call("ensemble", *members(moods), "--recipe", recipe, "--task", "reviews")
+    assert both.code == 2
+    assert call("ensemble", *members(moods), "--set", "ensemble.tau=1").code == 2
+    assert call("ensemble", "--recipe", recipe).code == 2

@@ -14,7 +14,13 @@ from incipit.prompts import Prompt
 from incipit.tasks.example import Example
 
 WORDS = ("good", "bad", "neutral")
-FORM = {"name": "mood", "kind": "classification", "input": "{text}", "words": list(WORDS), "metrics": ["accuracy"]}
+FORM = {
+    "name": "mood",
+    "kind": "classification",
+    "input": "{text}",
+    "words": list(WORDS),
+    "metrics": ["accuracy"],
+}
 TEXTS = ("a fine film", "dull", "it was the best of times", "no", "red and green and blue", "so so")
 
 

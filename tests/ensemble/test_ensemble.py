@@ -61,7 +61,9 @@ def test_a_mixture_is_a_weighted_sum_of_scores() -> None:
     answers = Answers([[ranked(0.8, 0.1, 0.1)], [ranked(0.2, 0.6, 0.2)]], scores)
     (found,) = mixed(answers, one(), [0.5, 0.5])
     total = math.exp(1.0) + math.exp(0.5) + 1
-    assert found.probabilities == pytest.approx({"a": math.e / total, "b": math.exp(0.5) / total, "c": 1 / total})
+    assert found.probabilities == pytest.approx(
+        {"a": math.e / total, "b": math.exp(0.5) / total, "c": 1 / total}
+    )
     (found,) = mixed(answers, one(), [[0.1, 0.9]])  # of this sample: 0.2, 0.9, 0
     assert found.text == "b"
     with pytest.raises(PromptError, match="3 weights for 2 prompts"):

@@ -21,7 +21,9 @@ def written(place: Path, backbone: Backbone, shelf: Shelf, method: str = "vote",
     prompts = [made_prompt(backbone, seed) for seed in range(3)]
     made = Ensemble(tuple(prompts), method, **more)  # type: ignore[arg-type]
     members = shelf(backbone, prompts)
-    ensemble.save(place, name="three", ensemble=made, members=members, task=FORM, scores={"test": {"accuracy": 0.5}})
+    ensemble.save(
+        place, name="three", ensemble=made, members=members, task=FORM, scores={"test": {"accuracy": 0.5}}
+    )
     return made
 
 
@@ -56,7 +58,7 @@ def test_a_library_moves_as_a_whole(tmp_path: Path, backbones: Of, shelf: Shelf)
 def test_members_are_found_again_by_hash(tmp_path: Path, backbones: Of, shelf: Shelf) -> None:
     written(tmp_path / "e", backbones("llama"), shelf)
     shutil.move(tmp_path / "b", tmp_path / "elsewhere")
-    with pytest.raises(ArtifactError, match="its member 'b' is not at .*: put it back there"):
+    with pytest.raises(ArtifactError, match=r"its member 'b' is not at .*: put it back there"):
         ensemble.load(tmp_path / "e")
     assert ensemble.load(tmp_path / "e", tmp_path).members[1].place == str(tmp_path / "elsewhere")
     other = made_prompt(backbones("llama"), 9)
@@ -85,9 +87,13 @@ def test_members_that_do_not_go_together(tmp_path: Path, backbones: Of, shelf: S
     place = artifact.save(tmp_path / "q", prompt=made_prompt(other, 1), backbone=other, name="q", task=FORM)
     with pytest.raises(ArtifactError, match="prompt 'q' was trained on 'other', 'a' on 'llama'"):
         ensemble.check_members([one, artifact.load(place)])
-    with pytest.raises(ArtifactError, match="'a' chooses among 'good', 'bad', 'neutral', the task among 'no', 'yes'"):
+    with pytest.raises(
+        ArtifactError, match="'a' chooses among 'good', 'bad', 'neutral', the task among 'no', 'yes'"
+    ):
         ensemble.check_task([one], ["no", "yes"], "{text}")
-    with pytest.raises(ArtifactError, match=r"trained on the input '\{text\}', the task writes 'Say: \{text\}'"):
+    with pytest.raises(
+        ArtifactError, match=r"trained on the input '\{text\}', the task writes 'Say: \{text\}'"
+    ):
         ensemble.check_task([one], FORM["words"], "Say: {text}")  # type: ignore[arg-type]
 
 

@@ -17,7 +17,7 @@ import typer
 
 from incipit import files
 from incipit.cli import VERBS, app
-from incipit.recipe import BackboneTable, DecodeTable, PromptTable, Recipe, TrainTable
+from incipit.recipe import BackboneTable, DecodeTable, EnsembleTable, PromptTable, Recipe, TrainTable
 from incipit.tasks.spec import TaskSpec
 
 HEAD = """# Command line and recipes
@@ -70,7 +70,8 @@ def text() -> str:
 
 
 def _tables() -> dict[str, type[Any]]:
-    return {"backbone": BackboneTable, "prompt": PromptTable, "train": TrainTable, "decode": DecodeTable}
+    tables = {"backbone": BackboneTable, "prompt": PromptTable, "train": TrainTable, "decode": DecodeTable}
+    return {**tables, "ensemble": EnsembleTable}
 
 
 def _verb(name: str, verb: Callable[..., None]) -> str:

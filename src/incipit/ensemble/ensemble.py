@@ -15,6 +15,7 @@ from incipit.backbones import Backbone, GenerateOptions
 from incipit.decode import Prediction, Prefixes
 from incipit.ensemble.answers import Answers, ask
 from incipit.ensemble.rules import averaged, mixed, oracle, vote
+from incipit.ensemble.sesom import Cached, Gate, from_answers, from_vocabulary, gated
 from incipit.errors import PromptError, nearest
 from incipit.prompts import Prompt
 from incipit.tasks.example import Example
@@ -25,19 +26,24 @@ METHODS = {
     "logits": "mean of the label scores before the softmax",
     "weighted": "the same with fixed weights",
     "average": "one prompt: the mean of their numbers",
+    "fixed": "a mixture of label scores with weights learned on few shots",
+    "sesom": "a mixture of label scores with weights for each sample, by attention learned on few shots",
 }
+GATED = ("fixed", "sesom")
 
 
 @dataclass(frozen=True)
 class Ensemble:
     """prompts [K] of one backbone, and how they are mixed. weights [K]: for the method "weighted".
+    gate: for the methods "fixed" and "sesom".
 
-    Raises PromptError for an unknown method, for fewer than two prompts, for weights that do not fit.
+    Raises PromptError for an unknown method, for fewer than two prompts, for weights or a gate that do not fit.
     """
 
     prompts: tuple[Prompt, ...]
     method: str = "vote"
     weights: tuple[float, ...] = ()
+    gate: Gate | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -55,6 +61,15 @@ class Ensemble:
                 )
         elif self.weights:
             raise PromptError(f'only the method "weighted" reads weights, this is {self.method!r}')
+        if (self.method in GATED) != (self.gate is not None) or (
+            self.gate is not None
+            and (self.gate.settings.kind, self.gate.sources) != (self.method, len(self.prompts))
+        ):
+            gate = f"a gate {self.gate.settings.kind!r} of {self.gate.sources}" if self.gate else "no gate"
+            raise PromptError(
+                f"{gate} with the method {self.method!r} of {len(self.prompts)} prompts: the methods "
+                f"{' and '.join(GATED)} need a gate that was learned for these prompts, the others none"
+            )
 
     @cached_property
     def readers(self) -> tuple[Prompt, ...]:
@@ -77,16 +92,37 @@ class Ensemble:
         answers = ask(
             backbone, self.readers, examples, mode=mode, options=options, batch=batch, prefixes=prefixes
         )
-        return self.combine(answers, examples)
+        return self.combine(backbone, answers, examples, batch)
 
-    def combine(self, answers: Answers, examples: Sequence[Example]) -> list[Prediction]:
-        """One answer of those of all `readers`."""
+    def combine(
+        self, backbone: Backbone, answers: Answers, examples: Sequence[Example], batch: int = 64
+    ) -> list[Prediction]:
+        """One answer of those of all `readers`; a gate of the vocabulary reads the inputs once more."""
         if self.method == "average":
             return answers.predictions[0]
         if self.method == "vote":
             return vote(answers, examples)
+        if self.gate is not None:
+            found: list[Prediction] = []
+            for start in range(0, len(examples), batch):  # scores of a vocabulary are large
+                span = slice(start, start + batch)
+                part = Answers(
+                    [own[span] for own in answers.predictions],
+                    answers.scores and [own[span] for own in answers.scores],
+                )
+                found += gated(self.gate, self.cached(backbone, part, examples[span], batch), examples[span])
+            return found
         weights = self.weights or (1.0,) * len(self.prompts)
         return mixed(answers, examples, [w / sum(weights) for w in weights])
+
+    def cached(
+        self, backbone: Backbone, answers: Answers, examples: Sequence[Example], batch: int = 64
+    ) -> Cached:
+        """What the gate reads of these examples."""
+        assert self.gate is not None
+        if self.gate.settings.space == "vocabulary":
+            return from_vocabulary(backbone, self.prompts, examples, self.gate.settings, batch)
+        return from_answers(backbone, answers, examples, self.gate.settings)
 
 
 @dataclass(frozen=True)
@@ -118,8 +154,11 @@ def compare(
     mode: str = "auto",
     options: GenerateOptions | None = None,
     batch: int = 64,
+    answers: Answers | None = None,
 ) -> Comparison:
     """Scores of the members, their mean and best, the ensemble and the oracle; each prompt reads each input once.
+
+    answers: of all members, where they were asked already.
 
     Raises PromptError where perplexity is asked for, which answers do not tell.
     """
@@ -129,15 +168,16 @@ def compare(
             "perplexity is a matter of likelihoods, and an ensemble is scored by its answers: name another metric"
         )
     prefixes = Prefixes(backbone)
-    answers = ask(
-        backbone, ensemble.prompts, examples, mode=mode, options=options, batch=batch, prefixes=prefixes
-    )
+    if answers is None:
+        answers = ask(
+            backbone, ensemble.prompts, examples, mode=mode, options=options, batch=batch, prefixes=prefixes
+        )
     if ensemble.method == "average":
         found = ensemble.predict(
             backbone, examples, mode=mode, options=options, batch=batch, prefixes=prefixes
         )
     else:
-        found = ensemble.combine(answers, examples)
+        found = ensemble.combine(backbone, answers, examples, batch)
 
     def scored(predictions: Sequence[Prediction]) -> dict[str, float]:
         scores = compute(names, [p.text for p in predictions], examples)

@@ -1,4 +1,5 @@
 """An ensemble on disk: ensemble.json, which names its members by place and hash; the members stay where they are.
+The numbers of a learned gate stand beside it in ensemble.safetensors.
 
 A place is relative to the ensemble's folder where both are local, so a library can be moved as a whole.
 """
@@ -14,12 +15,13 @@ from typing import Any
 from incipit import artifact, files
 from incipit.artifact import Artifact
 from incipit.backbones import Backbone
-from incipit.ensemble.ensemble import METHODS, Ensemble
+from incipit.ensemble.ensemble import GATED, METHODS, Ensemble
+from incipit.ensemble.sesom import Gate
 from incipit.ensemble.sources import prompts_for
 from incipit.errors import ArtifactError, DataError, StorageError
 
 SCHEMA = 1
-CARD, README = "ensemble.json", "README.md"
+CARD, TENSORS, README = "ensemble.json", "ensemble.safetensors", "README.md"
 _CARD = {"name": str, "method": str, "members": list, "backbone": dict, "task": dict}
 
 
@@ -30,6 +32,7 @@ class Saved:
     place: str
     card: Mapping[str, Any]
     members: tuple[Artifact, ...]
+    gate: Gate | None = None
 
     @property
     def name(self) -> str:
@@ -44,7 +47,7 @@ class Saved:
     def ensemble(self, backbone: Backbone) -> Ensemble:
         """The ensemble on this backbone; ArtifactError when it is another one."""
         prompts = prompts_for(self.members, backbone, self.card["task"].get("words", ()))
-        return Ensemble(prompts, str(self.card["method"]), tuple(self.card.get("weights", ())))
+        return Ensemble(prompts, str(self.card["method"]), tuple(self.card.get("weights", ())), self.gate)
 
 
 def check_members(members: Sequence[Artifact]) -> None:
@@ -119,8 +122,15 @@ def save(
         "data": dict(data or {}),
         "versions": files.package_versions("incipit", "torch", "transformers"),
     }
+    tensors = {}
+    if ensemble.gate is not None:
+        tensors = {n: t.detach().cpu().contiguous() for n, t in ensemble.gate.state_dict().items()}
+        card["gate"] = ensemble.gate.spec()
+        card["tensors"] = {n: files.sha256_tensor(t) for n, t in tensors.items()}
     with files.atomic_folder(place, overwrite=overwrite) as folder:
         files.atomic_write(folder / README, _page(card))
+        if tensors:
+            files.save_tensors(folder / TENSORS, tensors, {"format": "pt"})
         files.write_json(folder / CARD, card)
     return str(place)
 
@@ -155,7 +165,23 @@ def load(place: files.PathLike, library: files.PathLike = "") -> Saved:
         )
     members = tuple(_member(one, place, library) for one in card["members"])
     check_members(members)
-    return Saved(str(place), card, members)
+    return Saved(str(place), card, members, _gate(card, place))
+
+
+def _gate(card: Mapping[str, Any], place: files.PathLike) -> Gate | None:
+    """The learned gate with its numbers; None for a method without one."""
+    if card["method"] not in GATED:
+        return None
+    tensors = files.load_tensors(Path(place) / TENSORS)[0] if files.exists(Path(place) / TENSORS) else {}
+    hashes = {n: files.sha256_tensor(t) for n, t in tensors.items()}
+    if "gate" not in card or hashes != card.get("tensors"):
+        raise ArtifactError(
+            f"{str(place)!r}: {TENSORS} does not hold the numbers that {CARD} names: the folder was damaged or "
+            "mixed up; copy it again from its source"
+        )
+    gate = Gate.built(card["gate"])
+    gate.load_state_dict(tensors)
+    return gate.eval()
 
 
 def _member(row: Mapping[str, str], place: files.PathLike, library: files.PathLike) -> Artifact:

@@ -24,6 +24,8 @@ def clashes(recipe: Recipe, spec: TaskSpec | None, broken: Collection[str] = ())
         found += _train(recipe)
     if "decode" not in broken:
         found += _decode(recipe)
+    if "ensemble" not in broken:
+        found += _ensemble(recipe)
     if spec is not None and not broken:
         found += _task(recipe, spec)
     return found
@@ -109,6 +111,34 @@ def _train(recipe: Recipe) -> Iterator[str]:
 def _decode(recipe: Recipe) -> Iterator[str]:
     if not recipe.decode.sample:
         yield from _unread(recipe.decode, ["temperature", "top_p", "top_k"], "decode", "decode.sample = true")
+
+
+def _ensemble(recipe: Recipe) -> Iterator[str]:
+    e = recipe.ensemble
+    if e is None:
+        return
+    if len(set(e.sources)) < len(e.sources) or len(e.sources) == 1:
+        yield f"ensemble.sources: needs two artifacts or more; got {list(e.sources)}; name each once"
+    if not e.adapt:
+        yield from _unread(e, ["folds"], "ensemble", "ensemble.adapt = true")
+    if e.folds == 1:
+        yield "ensemble.folds: one fold leaves nothing to train on; got 1; set 2 or more, or 0"
+    gate = [
+        "adapt",
+        "space",
+        "pool",
+        "inner",
+        "width",
+        "tau",
+        "log_probabilities",
+        "steps",
+        "lr",
+        "weight_decay",
+    ]
+    if e.method not in ("fixed", "sesom"):
+        yield from _unread(e, [*gate[:2], *gate[6:]], "ensemble", 'ensemble.method = "fixed" or "sesom"')
+    if e.method != "sesom":
+        yield from _unread(e, gate[2:6], "ensemble", 'ensemble.method = "sesom"')
 
 
 def _task(recipe: Recipe, spec: TaskSpec) -> Iterator[str]:

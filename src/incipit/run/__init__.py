@@ -2,12 +2,14 @@
 
 from incipit.run.bundle import tune
 from incipit.run.ensembles import Ensembled, combine
+from incipit.run.learned import Learned, learn
 from incipit.run.members import Tuned
 from incipit.run.parts import decode_options, examples_of, load_backbone, prompt_choice, text_form
 from incipit.run.sweep import Row, Spread, Swept, sweep
 
 __all__ = [
     "Ensembled",
+    "Learned",
     "Row",
     "Spread",
     "Swept",
@@ -15,6 +17,7 @@ __all__ = [
     "combine",
     "decode_options",
     "examples_of",
+    "learn",
     "load_backbone",
     "prompt_choice",
     "sweep",
