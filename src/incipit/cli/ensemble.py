@@ -167,7 +167,7 @@ def _table(recipe: Recipe, method: Method | None) -> Recipe:
 
 
 def _told(done: Ensembled, names: list[str]) -> dict[str, Any]:
-    more = {key: getattr(done, key) for key in ("controls", "history") if key in vars(done)}
+    more: dict[str, Any] = {key: getattr(done, key) for key in ("controls", "history") if key in vars(done)}
     return {
         "name": done.name,
         "place": done.place,

@@ -13,6 +13,7 @@ from incipit.prompts.base import Prompt, RowPrompt
 from incipit.prompts.framed import Embed, Framed, Reading, split_layout
 from incipit.prompts.inputs import InputPrompt
 from incipit.prompts.isolated import Isolated
+from incipit.prompts.multitask import MultitaskPrompt
 from incipit.prompts.prefix import PrefixPrompt
 from incipit.prompts.reparam import Reparametrised
 
@@ -21,6 +22,7 @@ __all__ = [
     "Framed",
     "InputPrompt",
     "Isolated",
+    "MultitaskPrompt",
     "PrefixPrompt",
     "Prompt",
     "Reading",
@@ -33,6 +35,7 @@ __all__ = [
 PROMPTS: dict[str, type[Prompt]] = {
     "input": InputPrompt,
     "prefix": PrefixPrompt,
+    "multitask": MultitaskPrompt,
     "reparametrised": Reparametrised,
     "framed": Framed,
     "isolated": Isolated,
@@ -53,6 +56,8 @@ def build(spec: Mapping[str, Any], geometry: Geometry, embed: Embed) -> Prompt:
             return InputPrompt(geometry, spec["length"])
         if kind == "prefix":
             return PrefixPrompt(geometry, spec["length"], spec["sites"], scales=spec["scales"])
+        if kind == "multitask":
+            return MultitaskPrompt(geometry, spec["how"], spec["length"], spec["part"])
         inner = build(spec["inner"], geometry, embed) if spec["inner"] is not None else None
         if kind == "framed":
             return Framed(geometry, inner, spec["before"], spec["after"], embed)

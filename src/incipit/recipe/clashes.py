@@ -100,6 +100,12 @@ def _train(recipe: Recipe) -> Iterator[str]:
     if t.lr_absolute is not None and t.lr != (0.001 if t.method == "model" else 0.03):
         both = f"{t.lr_absolute} beside lr = {t.lr}"
         yield f"train.lr_absolute: stands in place of train.lr; got {both}; remove one"
+    if t.wayward and (recipe.prompt.start != "text" or recipe.prompt.kind != "input" or t.method != "prompt"):
+        yield (
+            f"train.wayward: pulls soft rows to the text they start from; got {t.wayward} with prompt.kind = "
+            f'"{recipe.prompt.kind}", prompt.start = "{recipe.prompt.start}"; set prompt.kind = "input", '
+            'prompt.start = "text" and prompt.text, or remove it'
+        )
     if t.warmup > t.steps:
         yield f"train.warmup: longer than the run; got {t.warmup} of {t.steps} steps; shorten it"
     if not t.seeds:

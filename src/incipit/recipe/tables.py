@@ -92,6 +92,8 @@ class TrainTable(Table):
     """Steps over which the rate rises."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5
     """Share of each number that a step takes away."""
+    wayward: Annotated[float, Field(gt=0)] | None = None
+    """Pull the rows to the words of prompt.text that they start from, by this much; without this key: not at all."""
     clip_norm: Annotated[float, Field(ge=0)] = 0.0
     """Greatest norm of the gradient; 0: no limit."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -25,7 +25,9 @@ from incipit.run.parts import load_backbone, objective, passes
 from incipit.tasks.metrics import METRICS
 from incipit.train import FitSettings, OptimSettings, Outcome, fit
 from incipit.train.checkpoint import FILE as CHECKPOINT
+from incipit.train.gradients import Objective
 from incipit.train.trainee import FREE
+from incipit.transfer.wayward import pulled, soft
 
 Pair = tuple[Recipe, int]  # a recipe and one of its seeds
 
@@ -157,7 +159,6 @@ class Bundle:
             print(f"note: {note}", file=sys.stderr)
         data = Data(backbone)
         members = self.members = [make_member(recipe, seed, data) for recipe, seed in self.pairs]
-        prompts = [m.prompt for m in members]
         if self.pairs[0][0].train.checkpointing:
             backbone.recompute()
         processes = Accelerator()
@@ -179,7 +180,7 @@ class Bundle:
             "data": {m.name: m.task.data_hash for m in members},
         }
         self.outcomes = fit(
-            [m.trainee for m in members], objective(backbone, prompts), _settings(members, backbone, show),
+            [m.trainee for m in members], _objective(members, backbone), _settings(members, backbone, show),
             self.folder, together, evaluate=evaluate, identity=identity, resume=resume,
         )  # fmt: skip
         self._seconds = (time.monotonic() - started) / len(members)
@@ -202,6 +203,19 @@ class Bundle:
             keep(m, o, self._backbone, self.folder, self._seconds, scores.get(m.name))
             for m, o in zip(self.members, self.outcomes, strict=True)
         ]
+
+
+def _objective(members: Sequence[Member], backbone: Backbone) -> Objective:
+    """The members' loss; with train.wayward each is pulled to the rows it starts at."""
+    prompts = [m.prompt for m in members]
+    plain, gammas = objective(backbone, prompts), [m.recipe.train.wayward or 0.0 for m in members]
+    if not any(gammas):
+        return plain
+    anchors = [
+        soft(p).detach().clone() if p is not None and g else None
+        for p, g in zip(prompts, gammas, strict=True)
+    ]
+    return pulled(plain, prompts, anchors, gammas)
 
 
 def _same(recipe: Recipe) -> Mapping[str, Any]:
