@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,39 @@ def test_weights_that_are_learned(call: Call, tuned: Run, moods: Path, tmp_path:
     assert both.code == 2
     assert call("ensemble", *members(moods), "--set", "ensemble.tau=1").code == 2
     assert call("ensemble", "--recipe", recipe).code == 2
+
+
+def test_the_prompts_near_one(call: Call, tuned: Run, moods: Path, tmp_path: Path) -> None:
+    library = tmp_path / "library"
+    for place in (*members(moods), tuned.desk):
+        shutil.copytree(place, library / place.name)
+    done = call(
+        "list", library, "--near", "mood-s1", "--figure", tmp_path / "near.png", "--json", tmp_path / "n.json"
+    )
+    assert done.code == 0, done.err
+    names = [line.split("\t")[0] for line in done.lines]
+    values = [float(line.split("\t")[1]) for line in done.lines[1:]]
+    assert names[0] == "near mood-s1" and {*names[1:]} == {"mood-s0", "mood-s2", "desk"}
+    assert values == sorted(values, reverse=True)
+    told = files.read_json(tmp_path / "n.json")
+    assert told["names"] == ["mood-s1", *names[1:]] and told["similarity"][0][0] == pytest.approx(1)
+    assert told["similarity"][0][1:] == pytest.approx(values, abs=1e-4)
+    assert files.read_bytes(tmp_path / "near.png").startswith(b"\x89PNG")
+    assert call("list", library, "--near", "mood-s1", "--measure", "tokens").code == 0
+    wrong = call("list", library, "--near", "mood-s7")
+    assert wrong.code == 1 and "holds no prompt named 'mood-s7'; did you mean 'mood-s" in wrong.err
+    assert call("list", library, "--figure", tmp_path / "x.png").code == 2
+    gif = call("list", library, "--near", "mood-s1", "--figure", tmp_path / "x.gif")
+    assert gif.code == 1 and "ends in no known format" in gif.err
+
+
+def test_a_library_lists_its_ensembles(call: Call, moods: Path, tmp_path: Path) -> None:
+    library = tmp_path / "library"
+    for place in members(moods):
+        shutil.copytree(place, library / place.name)
+    places = [library / place.name for place in members(moods)]
+    assert call("ensemble", *places, "--folder", library / "all", "--name", "all").code == 0
+    done = call("list", library)
+    assert done.lines[-1].split("\t")[0] == "all" and "vote of 3" in done.lines[-1]
+    shutil.rmtree(library / "mood-s1")
+    assert "broken: " in call("list", library).lines[-1]

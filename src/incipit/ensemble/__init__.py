@@ -4,11 +4,12 @@ from incipit.ensemble.answers import Answers, ask
 from incipit.ensemble.ensemble import GATED, METHODS, Comparison, Ensemble, compare
 from incipit.ensemble.learned import fit_gates
 from incipit.ensemble.rules import averaged, mixed, oracle, vote
-from incipit.ensemble.saved import Saved, check_members, check_task, is_ensemble, load, save
+from incipit.ensemble.saved import CARD, Saved, check_members, check_task, is_ensemble, load, save
 from incipit.ensemble.sesom import Cached, Gate, GateSettings, controls, from_answers, from_vocabulary
 from incipit.ensemble.sources import prompts_for, worded
 
 __all__ = [
+    "CARD",
     "GATED",
     "METHODS",
     "Answers",
