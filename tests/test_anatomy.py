@@ -88,3 +88,34 @@ def test_a_figure(backbone: Backbone, tmp_path: Path) -> None:
         assert files.read_bytes(tmp_path / name).startswith(head)
     with pytest.raises(PromptError, match=r"'.*a\.pgn' ends in no known format; did you mean 'png'\?"):
         anatomy.draw(found, tmp_path / "a.pgn")
+
+
+def test_label_words_and_where_they_are(backbone: Backbone) -> None:
+    good, bad = (backbone.embed(backbone.pair_ids(" ", w)[1]).detach().mean(dim=0) for w in ("good", "bad"))
+    other = torch.randn(backbone.geometry.hidden)
+    rows = torch.stack([2 * good, other - bad, bad + 0.1 * other])
+    found = anatomy.inspect(InputPrompt(backbone.geometry, 3, rows), backbone, 3, ["good", "bad"])
+    first, second = found.labels
+    assert (first.word, first.position, first.rank, first.home, first.home_rank) == ("good", 0, 1, 0, 1)
+    assert first.cosine == pytest.approx(1) and first.near == (0,)
+    assert (second.word, second.position, second.rank, second.home) == ("bad", 2, 1, 1)
+    assert second.home_rank > 100 and second.near == (2,)
+    table = backbone.embed(range(backbone.geometry.vocab)).detach()
+    cosine = torch.nn.functional.cosine_similarity
+    greater = int((cosine(table, rows[1]) > cosine(bad, rows[1], dim=0)).sum())
+    assert second.home_rank == greater + 1
+
+
+def test_tight_neighbours_and_shared_ones(backbone: Backbone) -> None:
+    words = backbone.embed([30, 31, 32]).detach()
+    rows = torch.stack([words[0], 3 * words[0], words[1]])
+    found = anatomy.inspect(InputPrompt(backbone.geometry, 3, rows), backbone, neighbours=3)
+    assert found.shared == ((0, 1),)
+    table = backbone.embed(range(backbone.geometry.vocab)).detach()
+    near = table[torch.nn.functional.cosine_similarity(table, rows[2]).topk(3).indices]
+    unit = torch.nn.functional.normalize(near, dim=1)
+    pairs = [float(unit[i] @ unit[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert found.rows[2].tightness == pytest.approx(sum(pairs) / 3, abs=1e-5)
+    assert -1 < found.random_tightness < 1
+    alone = anatomy.inspect(InputPrompt(backbone.geometry, 3, rows), backbone, neighbours=1)
+    assert alone.rows[0].tightness == 0.0 == alone.random_tightness

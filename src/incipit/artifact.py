@@ -58,6 +58,12 @@ class Artifact:
         return tuple(self.card["task"].get("words", ()))
 
     @property
+    def digest(self) -> str:
+        """sha256 of what it computes: the numbers, their form, the backbone. Names and scores do not count."""
+        parts = {k: self.card[k] for k in ("prompt", "tensors")}
+        return files.sha256_json(parts | {"backbone": self.card["backbone"]["fingerprint"]})
+
+    @property
     def size(self) -> int:
         """Bytes of the tensors."""
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
@@ -105,13 +111,14 @@ def save(
     scores: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
     pruned: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> str:
     """Bake the prompt and write it, whole or not at all; returns the place.
 
     task: its text form (kind, input, words, metrics). scores: split -> metric -> value. data: "task" -> sha256 of
-    its examples. pruned: how it was pruned, of a prompt that was. overwrite: replace an artifact that is there; nothing
-    else is ever replaced.
+    its examples. pruned: how it was pruned, of a prompt that was. origin: how it came of other prompts, where no recipe
+    trained it. overwrite: replace an artifact that is there; nothing else is ever replaced.
     """
     if overwrite:
         check_replaceable(place)
@@ -135,6 +142,7 @@ def save(
         "scores": dict(scores or {}),
         "data": dict(data or {}),
         "versions": files.package_versions("incipit", "torch", "transformers"),
+        **({"origin": dict(origin)} if origin else {}),
     }
     if pruned:
         card["pruned"] = dict(pruned)

@@ -184,7 +184,9 @@ def test_show(call: Call, tuned: Run, tmp_path: Path) -> None:
     )
     assert done.code == 0, done.err
     assert "label words\tbad, good" in done.out
-    assert [line.split("\t")[0] for line in done.lines[-5:]] == ["0", "1", "2", "3", "4"]  # <s> and 4 rows
+    assert [line.split("\t")[0] for line in done.lines[-8:-3]] == ["0", "1", "2", "3", "4"]  # <s> and 4 rows
+    assert [line.split("\t")[0] for line in done.lines[-3:]] == ["label word", "bad", "good"]
+    assert "rank at its start" in done.lines[-3]
     anatomy = files.read_json(tmp_path / "a.json")["anatomy"]
     assert [row["text"] for row in anatomy["rows"]] == ["<s>", "", "", "", ""]
     assert all(len(row["neighbours"]) == 2 for row in anatomy["rows"])

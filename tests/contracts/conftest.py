@@ -28,6 +28,7 @@ from incipit.prompts import (
     InputPrompt,
     Isolated,
     Masked,
+    MultitaskPrompt,
     PrefixPrompt,
     Prompt,
     Reading,
@@ -35,6 +36,7 @@ from incipit.prompts import (
 )
 
 SITES = {"causal": ["decoder"], "encoder-decoder": ["encoder", "decoder", "cross"], "encoder": ["encoder"]}
+SHARING = ("add", "concat", "features", "project", "low_rank")  # MultitaskPrompt
 ISOLATING = ("t5", "t5-gated", "mt5", "umt5")  # their encoders have relative positions
 PRUNED = ("llama", "t5", "bert")  # where a mask lies under and over what else there is
 READOUTS = ("words", "verbalizer", "head")
@@ -73,6 +75,11 @@ def kinds(name: str) -> list[str]:
             "isolated(framed(input))",
             "isolated(framed(mlp(input)))",
         ]
+    found += {
+        "llama": [*(f"{how}(rows)" for how in SHARING), "framed(low_rank(rows))"],
+        "t5": ["add(rows)", "low_rank(rows)"],
+        "bert": ["concat(rows)", "project(rows)"],
+    }.get(name, [])
     if family != "encoder":
         return found
     return [f"{r}:{found[0]}" for r in READOUTS] + [
@@ -150,12 +157,25 @@ class World:
             ids = backbone.frequent_ids(30)
             before = [] if "@" in kind else [ids[3], ids[20]]
             return Framed(backbone.geometry, inner, before, [ids[7]], backbone.embed)
+        if kind.endswith("(rows)"):
+            return self._shared(backbone, kind.removesuffix("(rows)"), length, source)
         if kind == "input":
             rows = torch.randn(length, backbone.geometry.hidden, generator=source)
             return InputPrompt(backbone.geometry, length, rows * backbone.geometry.embedding_rms)
         prompt = PrefixPrompt(backbone.geometry, length, kind.removeprefix("prefix@").split("+"))
         prompt.set_rows(torch.randn(length, prompt.width, generator=source))
         return prompt
+
+    def _shared(self, backbone: Any, how: str, length: int, source: torch.Generator) -> Prompt:
+        rows = torch.randn(length, backbone.geometry.hidden, generator=source)
+        part = {"add": 0, "concat": max(1, length // 3)}.get(how, min(2, length))
+        if how == "concat" and length == 1:
+            how, part = "add", 0  # one row cannot be divided
+        made = MultitaskPrompt(backbone.geometry, how, length, part, rows * backbone.geometry.embedding_rms)
+        with torch.no_grad():
+            for parameter in made.own.values():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=source))
+        return made
 
     def rows(self, case: str, count: int = 5, bare: bool = False) -> list[Encoded]:
         """Rows of different lengths; `bare` gives every second one no input (causal only)."""

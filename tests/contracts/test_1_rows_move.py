@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from incipit.backbones import tiny
-from incipit.prompts import Masked, Prompt, RowPrompt
+from incipit.prompts import Masked, Prompt
 
 
 def table(prompt: Any) -> Tensor:
     """The effective rows [P, W], whatever wraps them."""
-    while not isinstance(prompt, RowPrompt) and not hasattr(prompt, "net"):
+    while not hasattr(prompt, "rows"):
         prompt = prompt.inner
     if hasattr(prompt, "net") and isinstance(prompt.inner, Masked):  # a network gives every row a value
         prompt = prompt.bake()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from incipit.cli import demo, evaluate, export, import_, list_, predict, pretrain, prune, show, tune
+from incipit.cli import demo, ensemble, evaluate, export, import_, list_, predict, pretrain, prune, show, tune
 from incipit.errors import IncipitError, Interrupted
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "tune": tune.tune,
     "evaluate": evaluate.evaluate,
     "predict": predict.predict,
+    "ensemble": ensemble.ensemble,
     "show": show.show,
     "list": list_.list_,
     "prune": prune.prune,

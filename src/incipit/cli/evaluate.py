@@ -37,19 +37,26 @@ def evaluate(
         raise typer.BadParameter("--task names a whole task and --data only other data; give one of them")
     if split not in ("train", "validation", "test"):
         raise typer.BadParameter(f"--split {split}: is no split; write train, validation or test")
-    from incipit import evaluation, run
+    from incipit import ensemble, evaluation, run
 
     backbones = opened.Backbones(backbone)
     results: list[dict[str, Any]] = []
-    for artifact in opened.artifacts(artifacts):
+    for artifact in opened.readers(artifacts):
         chosen = opened.task_named(task) if task else opened.own_task(artifact, data, split)
         examples = run.examples_of(chosen, split)
         recipe = opened.recipe_of(artifact)
         model = backbones.of(artifact)
-        found = evaluation.evaluate(
-            model, artifact.prompt(model), examples, chosen.metrics,
-            run.decode_options(recipe) if recipe is not None else None, legality=True,
-        )  # fmt: skip
+        decoding = run.decode_options(recipe) if recipe is not None else None
+        if isinstance(artifact, ensemble.Saved):
+            way = decoding or evaluation.DecodeOptions()
+            scores = ensemble.compare(
+                model, artifact.ensemble(model), examples, chosen.metrics,
+                mode=way.mode, options=way.generate, batch=way.batch,
+            ).ensemble  # fmt: skip
+        else:
+            scores = evaluation.evaluate(
+                model, artifact.prompt(model), examples, chosen.metrics, decoding, legality=True
+            ).scores
         results.append(
             {
                 "name": artifact.name,
@@ -58,7 +65,7 @@ def evaluate(
                 "split": split,
                 "examples": len(examples),
                 "data": chosen.data_hash,
-                "scores": found.scores,
+                "scores": scores,
             }
         )
     shown = ("name", "task", "split", "examples")

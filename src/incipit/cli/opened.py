@@ -1,11 +1,11 @@
-"""Artifacts, their backbones and their tasks, from what a command line names."""
+"""Artifacts and ensembles, their backbones and their tasks, from what a command line names."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -14,15 +14,36 @@ from incipit.errors import ArtifactError, DataError, nearest
 if TYPE_CHECKING:
     from incipit.artifact import Artifact
     from incipit.backbones import Backbone
+    from incipit.ensemble import Saved
     from incipit.recipe import Recipe
     from incipit.tasks.task import Task
+
+Reader = TypeVar("Reader", bound="Artifact | Saved")
 
 
 def artifacts(places: Sequence[str]) -> list[Artifact]:
     """Read and check all; ArtifactError where two go by one name."""
     from incipit import artifact
 
-    found = [artifact.load(place) for place in places]
+    return _named([artifact.load(place) for place in places])
+
+
+def readers(places: Sequence[str]) -> list[Artifact | Saved]:
+    """The same, where an ensemble may stand in place of an artifact."""
+    from incipit import artifact, ensemble
+
+    return _named([ensemble.load(p) if ensemble.is_ensemble(p) else artifact.load(p) for p in places])
+
+
+def first_of(reader: Artifact | Saved) -> Artifact:
+    """The artifact itself, or the first member of an ensemble: whose backbone and decoding count."""
+    from incipit.artifact import Artifact
+
+    return reader if isinstance(reader, Artifact) else reader.members[0]
+
+
+def _named(found: list[Reader]) -> list[Reader]:
+    """ArtifactError where two go by one name."""
     names = [one.name for one in found]
     for name in names:
         if names.count(name) > 1:
@@ -38,10 +59,11 @@ class Backbones:
         self.name = name
         self._loaded: dict[tuple[str, str, str], Backbone] = {}
 
-    def of(self, artifact: Artifact) -> Backbone:
-        """The backbone of an artifact, or the one that was named instead."""
+    def of(self, reader: Artifact | Saved) -> Backbone:
+        """The backbone of an artifact or ensemble, or the one that was named instead."""
         from incipit.backbones import load
 
+        artifact = first_of(reader)
         settings = artifact.card.get("recipe", {}).get("backbone", {})
         name = self.name or str(artifact.card["backbone"]["name"])
         dtype = str(settings.get("dtype", "float32"))
@@ -54,10 +76,11 @@ class Backbones:
         return self._loaded[key]
 
 
-def recipe_of(artifact: Artifact) -> Recipe | None:
-    """The recipe that trained an artifact; None where the card holds none (a foreign prompt)."""
+def recipe_of(reader: Artifact | Saved) -> Recipe | None:
+    """The recipe that trained an artifact, or an ensemble's first member; None where the card holds none."""
     from incipit.recipe import Recipe
 
+    artifact = first_of(reader)
     table: dict[str, Any] = {k: v for k, v in artifact.card.get("recipe", {}).items() if k != "seed"}
     return Recipe.of(table, source=f"the recipe in the card of {artifact.place}") if table else None
 
@@ -79,11 +102,14 @@ def task_named(name: str) -> Task:
     return Task.load(keys, base=Path(name).parent)
 
 
-def own_task(artifact: Artifact, data: str = "", split: str = "test") -> Task:
+def own_task(artifact: Artifact | Saved, data: str = "", split: str = "test") -> Task:
     """The task that an artifact was trained on; `data` stands in place of its splits, as `split`."""
     from incipit.tasks.task import Task, TaskSpec
 
     recipe = recipe_of(artifact)
+    alike = ("kind", "input", "words", "choices")
+    if any(first_of(artifact).task.get(key) != artifact.task.get(key) for key in alike):
+        recipe = None  # an ensemble of sources on a task of its own
     if not data:
         if recipe is None:
             raise ArtifactError(
@@ -92,7 +118,7 @@ def own_task(artifact: Artifact, data: str = "", split: str = "test") -> Task:
         return recipe.load_task()
     form = artifact.task
     spec = recipe.spec if recipe is not None else TaskSpec(
-        form.get("name") or artifact.name, form["kind"], form.get("input", ""), labels=artifact.words,
+        form.get("name") or artifact.name, form["kind"], form.get("input", ""), labels=form.get("words", ()),
         choices=form.get("choices", ()), metrics=form.get("metrics", ()),
     )  # fmt: skip
     if spec.demonstrations:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from incipit.artifact import Artifact
     from incipit.backbones import Backbone
     from incipit.decode import Prediction
+    from incipit.ensemble import Saved
     from incipit.questions import Asked
 
 
@@ -63,7 +64,7 @@ def predict(
     if not names:
         raise typer.BadParameter(f"no ARTIFACT before {source!r}; name the folder of a prompt")
     asked = _asked(source, text)
-    loaded = opened.artifacts(names)
+    loaded = opened.readers(names)
     pairs = _pairs(loaded, asked)
     backbone_ = opened.Backbones(backbone).of(loaded[0])
     answers = _answers(loaded, pairs, asked, backbone_)
@@ -97,7 +98,7 @@ def _asked(source: str, texts: Sequence[str]) -> list[tuple[Asked, str]]:
     return asked
 
 
-def _pairs(loaded: Sequence[Artifact], asked: Sequence[tuple[Asked, str]]) -> list[tuple[int, int]]:
+def _pairs(loaded: Sequence[Artifact | Saved], asked: Sequence[tuple[Asked, str]]) -> list[tuple[int, int]]:
     """Which input is answered by which prompt."""
     from incipit import questions
     from incipit.errors import DataError, nearest
@@ -120,24 +121,32 @@ def _pairs(loaded: Sequence[Artifact], asked: Sequence[tuple[Asked, str]]) -> li
 
 
 def _answers(
-    loaded: Sequence[Artifact],
+    loaded: Sequence[Artifact | Saved],
     pairs: Sequence[tuple[int, int]],
     asked: Sequence[tuple[Asked, str]],
     backbone: Backbone,
 ) -> list[Prediction]:
     """One Prediction for each pair; pairs are decoded together where their prompts decode alike."""
-    from incipit import decode, questions, run
+    from incipit import decode, ensemble, questions, run
     from incipit.evaluation import DecodeOptions
 
-    prompts = [artifact.prompt(backbone) for artifact in loaded]
+    several = {k: one.ensemble(backbone) for k, one in enumerate(loaded) if isinstance(one, ensemble.Saved)}
+    prompts = [None if isinstance(one, ensemble.Saved) else one.prompt(backbone) for one in loaded]
     examples = [questions.ask(loaded[k].task, *asked[i]) for i, k in pairs]
     ways = []
     for artifact in loaded:
         recipe = opened.recipe_of(artifact)
         ways.append(run.decode_options(recipe) if recipe is not None else DecodeOptions())
     found: dict[int, Prediction] = {}
+    for k, made in several.items():
+        mine = [n for n, (_, reader) in enumerate(pairs) if reader == k]
+        way = ways[k]
+        answers = made.predict(
+            backbone, [examples[n] for n in mine], mode=way.mode, options=way.generate, batch=way.batch
+        )
+        found |= dict(zip(mine, answers, strict=True))
     for way in dict.fromkeys(ways):
-        mine = [n for n, (_, k) in enumerate(pairs) if ways[k] == way]
+        mine = [n for n, (_, k) in enumerate(pairs) if ways[k] == way and k not in several]
         answers = decode.predict(
             backbone, prompts, [examples[n] for n in mine], [pairs[n][1] for n in mine],
             mode=way.mode, options=way.generate, batch=way.batch,

@@ -17,7 +17,15 @@ import typer
 
 from incipit import files
 from incipit.cli import VERBS, app
-from incipit.recipe import BackboneTable, DecodeTable, PromptTable, PruneTable, Recipe, TrainTable
+from incipit.recipe import (
+    BackboneTable,
+    DecodeTable,
+    EnsembleTable,
+    PromptTable,
+    PruneTable,
+    Recipe,
+    TrainTable,
+)
 from incipit.tasks.spec import TaskSpec
 
 HEAD = """# Command line and recipes
@@ -73,7 +81,8 @@ def text() -> str:
 
 
 def _tables() -> dict[str, type[Any]]:
-    return {"backbone": BackboneTable, "prompt": PromptTable, "train": TrainTable, "decode": DecodeTable}
+    tables = {"backbone": BackboneTable, "prompt": PromptTable, "train": TrainTable, "decode": DecodeTable}
+    return {**tables, "ensemble": EnsembleTable}
 
 
 def _fields(table: type[Any]) -> str:

@@ -13,7 +13,7 @@ import torch
 from incipit.backbones import Backbone, EncoderBackbone, GenerateOptions
 from incipit.batch import Batch, Encoded, collate
 from incipit.decode.prefixes import Prefixes
-from incipit.decode.rank import class_probabilities, rank, stacked
+from incipit.decode.rank import class_scores, log_scores, stacked
 from incipit.encode import question
 from incipit.errors import PromptError
 from incipit.prompts import Prompt
@@ -86,6 +86,34 @@ def predict_all(
     return [found[k * len(examples) : (k + 1) * len(examples)] for k in range(len(prompts))]
 
 
+def score_all(
+    backbone: Backbone,
+    prompts: Sequence[Prompt | None],
+    examples: Sequence[Example],
+    *,
+    batch: int = 64,
+    prefixes: Prefixes | None = None,
+) -> list[list[list[float]]]:
+    """Scores of every example's choices under every prompt, before the softmax: [K][B][C], in the batches of
+    `predict_all`. Of a generative backbone they are log-probabilities, of an encoder the logits of its read-out."""
+    rows = [k for k in range(len(prompts)) for _ in examples]
+    asked = list(examples) * len(prompts)
+    reader = _Reader(backbone, prompts, asked, rows, prefixes, GenerateOptions())
+    found: dict[int, list[float]] = {}
+    with torch.no_grad():
+        for index in _chunks(range(len(asked)), asked, batch):
+            found |= zip(index, reader.scores(index), strict=True)
+    count = len(examples)
+    return [[found[i] for i in range(k * count, (k + 1) * count)] for k in range(len(prompts))]
+
+
+def ranked(example: Example, scores: Sequence[float]) -> Prediction:
+    """The likeliest choice of an example: shares = softmax(scores), the first of equals."""
+    shares: list[float] = torch.tensor(list(scores)).softmax(dim=0).tolist()
+    best = max(range(len(shares)), key=shares.__getitem__)
+    return Prediction(example.choices[best], best, dict(zip(example.choices, shares, strict=True)))
+
+
 class _Reader:
     """One call of `predict`: what its batches share."""
 
@@ -113,18 +141,16 @@ class _Reader:
 
     def rank(self, index: Sequence[int]) -> list[Prediction]:
         """The likeliest choice of each of these examples."""
+        return [ranked(self.examples[i], one) for i, one in zip(index, self.scores(index), strict=True)]
+
+    def scores(self, index: Sequence[int]) -> list[list[float]]:
+        """What each of these examples' choices scores, before the softmax."""
         part = [self.examples[i] for i in index]
         picked, local = self._picked(index)
         if isinstance(self.backbone, EncoderBackbone):
-            shares = class_probabilities(self.backbone, self._batch(index, local), picked, part)
-        else:
-            rooms = [self.room[self.rows[i]] for i in index]
-            shares = rank(self.backbone, picked, part, local, rooms)
-        best = [max(range(len(share)), key=share.__getitem__) for share in shares]
-        return [
-            Prediction(example.choices[b], b, dict(zip(example.choices, share, strict=True)))
-            for example, b, share in zip(part, best, shares, strict=True)
-        ]
+            return class_scores(self.backbone, self._batch(index, local), picked, part)
+        rooms = [self.room[self.rows[i]] for i in index]
+        return log_scores(self.backbone, picked, part, local, rooms)
 
     def write(self, index: Sequence[int]) -> list[Prediction]:
         """What the model writes to these examples."""

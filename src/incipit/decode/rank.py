@@ -28,6 +28,18 @@ def rank(
     rooms: Sequence[int],
 ) -> list[list[float]]:
     """Shares of each example's choices, in their order; row i is read by prompts[rows[i]]."""
+    logs = log_scores(backbone, prompts, examples, rows, rooms)
+    return [torch.tensor(one).softmax(dim=0).tolist() for one in logs]
+
+
+def log_scores(
+    backbone: Backbone,
+    prompts: Sequence[Prompt | None],
+    examples: Sequence[Example],
+    rows: Sequence[int],
+    rooms: Sequence[int],
+) -> list[list[float]]:
+    """log p(choice | prompt, input) of each example's choices, in their order: `rank` before its softmax."""
     candidates = [_candidates(backbone, e, room) for e, room in zip(examples, rooms, strict=True)]
     if all(c.input_ids == cs[0].input_ids for cs in candidates for c in cs):
         asked, readers = [cs[0] for cs in candidates], list(rows)
@@ -39,13 +51,14 @@ def rank(
     batch = collate(asked, readers, pad_id=backbone.pad_id).to(backbone.device)
     flat = [log for logs in backbone.choices(batch, stacked(prompts, batch.rows), ends) for log in logs]
     found = iter(flat)
-    return [torch.tensor([next(found) for _ in cs]).softmax(dim=0).tolist() for cs in candidates]
+    return [[next(found) for _ in cs] for cs in candidates]
 
 
-def class_probabilities(
+def class_scores(
     backbone: EncoderBackbone, batch: Batch, prompts: Sequence[Prompt | None], examples: Sequence[Example]
 ) -> list[list[float]]:
-    """Shares of an encoder's classes; each prompt's read-out must have as many as the example has choices."""
+    """An encoder's class scores before the softmax; each prompt's read-out must have as many classes as the example
+    has choices."""
     injection = stacked(prompts, batch.rows)
     logits = backbone.class_logits(batch, injection)  # [B, C]
     assert injection is not None and injection.readout is not None
@@ -56,8 +69,7 @@ def class_probabilities(
                 f"{example.source or 'the example'} has {len(example.choices)} label words, the prompt was "
                 f"trained for {count}: use the task that the prompt belongs to"
             )
-    shares = logits.float().softmax(dim=-1).tolist()
-    return [row[:count] for row, count in zip(shares, classes, strict=True)]
+    return [row[:count] for row, count in zip(logits.float().tolist(), classes, strict=True)]
 
 
 def _candidates(backbone: Backbone, example: Example, room: int) -> list[Encoded]:

@@ -14,6 +14,7 @@ from incipit.prompts.framed import Embed, Framed, Reading, split_layout
 from incipit.prompts.inputs import InputPrompt
 from incipit.prompts.isolated import Isolated
 from incipit.prompts.masked import Masked, mask_of
+from incipit.prompts.multitask import MultitaskPrompt
 from incipit.prompts.prefix import PrefixPrompt
 from incipit.prompts.reparam import Reparametrised
 
@@ -23,6 +24,7 @@ __all__ = [
     "InputPrompt",
     "Isolated",
     "Masked",
+    "MultitaskPrompt",
     "PrefixPrompt",
     "Prompt",
     "Reading",
@@ -35,6 +37,7 @@ __all__ = [
 PROMPTS: dict[str, type[Prompt]] = {
     "input": InputPrompt,
     "prefix": PrefixPrompt,
+    "multitask": MultitaskPrompt,
     "reparametrised": Reparametrised,
     "masked": Masked,
     "framed": Framed,
@@ -56,6 +59,8 @@ def build(spec: Mapping[str, Any], geometry: Geometry, embed: Embed) -> Prompt:
             return InputPrompt(geometry, spec["length"])
         if kind == "prefix":
             return PrefixPrompt(geometry, spec["length"], spec["sites"], scales=spec["scales"])
+        if kind == "multitask":
+            return MultitaskPrompt(geometry, spec["how"], spec["length"], spec["part"])
         inner = build(spec["inner"], geometry, embed) if spec["inner"] is not None else None
         if kind == "framed":
             return Framed(geometry, inner, spec["before"], spec["after"], embed)

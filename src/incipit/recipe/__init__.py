@@ -3,6 +3,15 @@
 from incipit.recipe.problems import settings_of
 from incipit.recipe.prunes import PruneTable
 from incipit.recipe.recipe import Recipe
-from incipit.recipe.tables import BackboneTable, DecodeTable, PromptTable, TrainTable
+from incipit.recipe.tables import BackboneTable, DecodeTable, EnsembleTable, PromptTable, TrainTable
 
-__all__ = ["BackboneTable", "DecodeTable", "PromptTable", "PruneTable", "Recipe", "TrainTable", "settings_of"]
+__all__ = [
+    "BackboneTable",
+    "DecodeTable",
+    "EnsembleTable",
+    "PromptTable",
+    "PruneTable",
+    "Recipe",
+    "TrainTable",
+    "settings_of",
+]

@@ -24,6 +24,8 @@ def clashes(recipe: Recipe, spec: TaskSpec | None, broken: Collection[str] = ())
         found += _train(recipe)
     if "decode" not in broken:
         found += _decode(recipe)
+    if "ensemble" not in broken:
+        found += _ensemble(recipe)
     if spec is not None and not broken:
         found += _task(recipe, spec)
     return found
@@ -98,6 +100,12 @@ def _train(recipe: Recipe) -> Iterator[str]:
     if t.lr_absolute is not None and t.lr != (0.001 if t.method == "model" else 0.03):
         both = f"{t.lr_absolute} beside lr = {t.lr}"
         yield f"train.lr_absolute: stands in place of train.lr; got {both}; remove one"
+    if t.wayward and (recipe.prompt.start != "text" or recipe.prompt.kind != "input" or t.method != "prompt"):
+        yield (
+            f"train.wayward: pulls soft rows to the text they start from; got {t.wayward} with prompt.kind = "
+            f'"{recipe.prompt.kind}", prompt.start = "{recipe.prompt.start}"; set prompt.kind = "input", '
+            'prompt.start = "text" and prompt.text, or remove it'
+        )
     if t.warmup > t.steps:
         yield f"train.warmup: longer than the run; got {t.warmup} of {t.steps} steps; shorten it"
     if not t.seeds:
@@ -109,6 +117,34 @@ def _train(recipe: Recipe) -> Iterator[str]:
 def _decode(recipe: Recipe) -> Iterator[str]:
     if not recipe.decode.sample:
         yield from _unread(recipe.decode, ["temperature", "top_p", "top_k"], "decode", "decode.sample = true")
+
+
+def _ensemble(recipe: Recipe) -> Iterator[str]:
+    e = recipe.ensemble
+    if e is None:
+        return
+    if len(set(e.sources)) < len(e.sources) or len(e.sources) == 1:
+        yield f"ensemble.sources: needs two artifacts or more; got {list(e.sources)}; name each once"
+    if not e.adapt:
+        yield from _unread(e, ["folds"], "ensemble", "ensemble.adapt = true")
+    if e.folds == 1:
+        yield "ensemble.folds: one fold leaves nothing to train on; got 1; set 2 or more, or 0"
+    gate = [
+        "adapt",
+        "space",
+        "pool",
+        "inner",
+        "width",
+        "tau",
+        "log_probabilities",
+        "steps",
+        "lr",
+        "weight_decay",
+    ]
+    if e.method not in ("fixed", "sesom"):
+        yield from _unread(e, [*gate[:2], *gate[6:]], "ensemble", 'ensemble.method = "fixed" or "sesom"')
+    if e.method != "sesom":
+        yield from _unread(e, gate[2:6], "ensemble", 'ensemble.method = "sesom"')
 
 
 def _task(recipe: Recipe, spec: TaskSpec) -> Iterator[str]:

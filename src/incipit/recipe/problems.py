@@ -135,8 +135,14 @@ def _fields(owner: type[Any]) -> list[str]:
 
 def _types(owner: type[Any]) -> Mapping[str, Any]:
     if issubclass(owner, BaseModel):
-        return {name: field.annotation for name, field in owner.model_fields.items()}
+        return {name: plain(field.annotation) for name, field in owner.model_fields.items()}
     return typing.get_type_hints(owner) if dataclasses.is_dataclass(owner) else {}
+
+
+def plain(annotation: Any) -> Any:
+    """The table of a table that may be absent: X of `X | None`; any other annotation as it is."""
+    tables = [t for t in typing.get_args(annotation) if isinstance(t, type) and issubclass(t, BaseModel)]
+    return tables[0] if tables else annotation
 
 
 def _default(owner: type[Any], name: str) -> str:

@@ -23,8 +23,15 @@ from pydantic import Field, PrivateAttr, ValidationError
 from incipit import files
 from incipit.errors import DataError, RecipeError, nearest
 from incipit.recipe.clashes import clashes
-from incipit.recipe.problems import listed, overridden, worded
-from incipit.recipe.tables import BackboneTable, DecodeTable, PromptTable, Table, TrainTable
+from incipit.recipe.problems import listed, overridden, plain, worded
+from incipit.recipe.tables import (
+    BackboneTable,
+    DecodeTable,
+    EnsembleTable,
+    PromptTable,
+    Table,
+    TrainTable,
+)
 from incipit.tasks.task import Task, TaskSpec, builtin
 
 
@@ -39,6 +46,7 @@ class Recipe(Table):
     """The keys of a TaskSpec, or builtin = "NAME" and the keys that differ from that task."""
     train: TrainTable = TrainTable()
     decode: DecodeTable = DecodeTable()
+    ensemble: EnsembleTable | None = None
 
     _base: str = PrivateAttr(default="")
     _spec: TaskSpec = PrivateAttr()
@@ -138,7 +146,7 @@ def _unplaced(table: Mapping[str, Any]) -> list[str]:
         if key in Recipe.model_fields:
             continue
         tables = {n: f.annotation for n, f in Recipe.model_fields.items() if n not in ("name", "task")}
-        homes = [n for n, t in tables.items() if key in getattr(t, "model_fields", {})]
+        homes = [n for n, t in tables.items() if key in getattr(plain(t), "model_fields", {})]
         homes += ["task"] if key in TaskSpec.__dataclass_fields__ else []
         hint = f"; did you mean {homes[0] + '.' + key!r}?" if homes else nearest(key, Recipe.model_fields)
         found.append(f"{key}: unknown key{hint}")

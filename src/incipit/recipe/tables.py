@@ -92,6 +92,8 @@ class TrainTable(Table):
     """Steps over which the rate rises."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5
     """Share of each number that a step takes away."""
+    wayward: Annotated[float, Field(gt=0)] | None = None
+    """Pull the rows to the words of prompt.text that they start from, by this much; without this key: not at all."""
     clip_norm: Annotated[float, Field(ge=0)] = 0.0
     """Greatest norm of the gradient; 0: no limit."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -141,3 +143,38 @@ class DecodeTable(Table):
     """sample = true: draw from this many likeliest tokens; 0: from all."""
     seed: Whole = 0
     """sample = true: seed of the draws."""
+
+
+class EnsembleTable(Table):
+    """[ensemble]: prompts that `incipit ensemble` mixes on the recipe's task. Absent where none is meant."""
+
+    sources: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Artifacts of one backbone; those on the command line stand in their place."""
+    method: Literal["vote", "logits", "weighted", "average", "fixed", "sesom"] = "sesom"
+    """"vote", "logits", "weighted", "average" learn nothing. "fixed": one learned weight a source. "sesom": weights
+    for each sample, by attention over the sources."""
+    adapt: bool = False
+    """Train a copy of each source on the shots first, as [train] says."""
+    folds: Whole = 0
+    """adapt = true: the weights learn from scores of copies that were trained without that fold of the shots.
+    0: from copies that were trained on all of them."""
+    space: Literal["words", "vocabulary"] = "words"
+    """What a source says: scores of the label words, or of the whole vocabulary at the first written token."""
+    pool: Literal["max", "mean"] = "max"
+    """How the input's token embeddings become one vector."""
+    inner: Counted = 32
+    """Inner width of the two projections."""
+    width: Annotated[int, Field(ge=2)] = 64
+    """Width of the attention."""
+    tau: Annotated[float, Field(ge=0)] = 0.0
+    """Temperature of the attention; 0: e times `width`."""
+    log_probabilities: bool = True
+    """Subtract each source's log-sum-exp from its scores."""
+    steps: Counted = 200
+    """Steps over the shots."""
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    """AdamW's rate (absolute)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's weight decay."""
+    seed: Whole = 0
+    """Of the start, the order and the folds."""

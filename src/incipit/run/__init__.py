@@ -2,20 +2,26 @@
 
 from incipit.run.bundle import tune
 from incipit.run.candidates import PrunedRow
+from incipit.run.ensembles import Ensembled, combine
+from incipit.run.learned import Learned, learn
 from incipit.run.members import Tuned
 from incipit.run.parts import decode_options, examples_of, load_backbone, prompt_choice, text_form
 from incipit.run.pruned import Pruned, prune
 from incipit.run.sweep import Row, Spread, Swept, sweep
 
 __all__ = [
+    "Ensembled",
+    "Learned",
     "Pruned",
     "PrunedRow",
     "Row",
     "Spread",
     "Swept",
     "Tuned",
+    "combine",
     "decode_options",
     "examples_of",
+    "learn",
     "load_backbone",
     "prompt_choice",
     "prune",

@@ -25,8 +25,9 @@ from incipit.run.parts import load_backbone, objective, passes
 from incipit.tasks.metrics import METRICS
 from incipit.train import FitSettings, OptimSettings, Outcome, fit
 from incipit.train.checkpoint import FILE as CHECKPOINT
-from incipit.train.gradients import Collate
+from incipit.train.gradients import Collate, Objective
 from incipit.train.trainee import FREE
+from incipit.transfer.wayward import pulled, soft
 
 Pair = tuple[Recipe, int]  # a recipe and one of its seeds
 
@@ -194,7 +195,6 @@ def fit_members(
     show: bool = True,
 ) -> list[Outcome]:
     """Members of one schedule step together until each holds its best tensors; `identity`: see `fit`."""
-    prompts = [m.prompt for m in members]
     if members[0].recipe.train.checkpointing:
         backbone.recompute()
     processes = Accelerator()
@@ -213,7 +213,7 @@ def fit_members(
         "data": {m.name: m.task.data_hash for m in members},
     }
     return fit(
-        [m.trainee for m in members], objective(backbone, prompts), fit_settings(members, backbone, show),
+        [m.trainee for m in members], _objective(members, backbone), fit_settings(members, backbone, show),
         folder, collating(backbone), evaluate=evaluate, identity=same | dict(identity or {}), resume=resume,
     )  # fmt: skip
 
@@ -225,6 +225,19 @@ def collating(backbone: Backbone) -> Collate:
         return collate(encoded, rows, pad_id=backbone.pad_id)
 
     return together
+
+
+def _objective(members: Sequence[Member], backbone: Backbone) -> Objective:
+    """The members' loss; with train.wayward each is pulled to the rows it starts at."""
+    prompts = [m.prompt for m in members]
+    plain, gammas = objective(backbone, prompts), [m.recipe.train.wayward or 0.0 for m in members]
+    if not any(gammas):
+        return plain
+    anchors = [
+        soft(p).detach().clone() if p is not None and g else None
+        for p, g in zip(prompts, gammas, strict=True)
+    ]
+    return pulled(plain, prompts, anchors, gammas)
 
 
 def _same(recipe: Recipe) -> Mapping[str, Any]:

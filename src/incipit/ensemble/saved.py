@@ -1,0 +1,239 @@
+"""An ensemble on disk: ensemble.json, which names its members by place and hash; the members stay where they are.
+The numbers of a learned gate stand beside it in ensemble.safetensors.
+
+A place is relative to the ensemble's folder where both are local, so a library can be moved as a whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from incipit import artifact, files
+from incipit.artifact import Artifact
+from incipit.backbones import Backbone
+from incipit.ensemble.ensemble import GATED, METHODS, Ensemble
+from incipit.ensemble.sesom import Gate
+from incipit.ensemble.sources import prompts_for
+from incipit.errors import ArtifactError, DataError, StorageError
+
+SCHEMA = 1
+CARD, TENSORS, README = "ensemble.json", "ensemble.safetensors", "README.md"
+_CARD = {"name": str, "method": str, "members": list, "backbone": dict, "task": dict}
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An ensemble as read from disk: its card and its members, whose hashes were checked."""
+
+    place: str
+    card: Mapping[str, Any]
+    members: tuple[Artifact, ...]
+    gate: Gate | None = None
+
+    @property
+    def name(self) -> str:
+        """The ensemble's own name."""
+        return str(self.card["name"])
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """Text form, as of an Artifact."""
+        return dict(self.card["task"])
+
+    def ensemble(self, backbone: Backbone) -> Ensemble:
+        """The ensemble on this backbone; ArtifactError when it is another one."""
+        prompts = prompts_for(self.members, backbone, self.card["task"].get("words", ()))
+        return Ensemble(prompts, str(self.card["method"]), tuple(self.card.get("weights", ())), self.gate)
+
+
+def check_members(members: Sequence[Artifact]) -> None:
+    """ArtifactError unless all belong to one backbone and are different prompts with different names."""
+    if len(members) < 2:
+        raise ArtifactError(
+            f"an ensemble of {len(members)} prompt is that prompt: give two or more artifacts of one backbone"
+        )
+    first = members[0]
+    for other in members[1:]:
+        here, there = other.card["backbone"], first.card["backbone"]
+        if here["fingerprint"] != there["fingerprint"]:
+            raise ArtifactError(
+                f"prompt {other.name!r} was trained on {here['name']!r}, {first.name!r} on {there['name']!r} "
+                "(their fingerprints differ): the prompts of an ensemble read one frozen model; train them on one"
+            )
+    digests = [member.digest for member in members]
+    for member in members:
+        if digests.count(member.digest) > 1:
+            same = " and ".join(m.place for m in members if m.digest == member.digest)
+            raise ArtifactError(f"{same} hold the same prompt: give each once, and set weights instead")
+
+
+def check_task(members: Sequence[Artifact], words: Sequence[str], template: str) -> None:
+    """ArtifactError where a member's label words are not those of the task, in their order, or its input differs."""
+    for member in members:
+        if tuple(member.words) != tuple(words):
+            raise ArtifactError(
+                f"prompt {member.name!r} chooses among {', '.join(map(repr, member.words)) or 'free text'}, the task "
+                f"among {', '.join(map(repr, words)) or 'free text'}: the labels of an ensemble must be the same "
+                "words in the same order; name the task with --task to read every prompt with its words"
+            )
+        if member.task.get("input", "") != template:
+            raise ArtifactError(
+                f"prompt {member.name!r} was trained on the input {member.task.get('input', '')!r}, the task writes "
+                f"{template!r}: the prompts of an ensemble read one text; name the task with --task to give every "
+                "prompt its form"
+            )
+
+
+def save(
+    place: files.PathLike,
+    *,
+    name: str,
+    ensemble: Ensemble,
+    members: Sequence[Artifact],
+    task: Mapping[str, Any],
+    scores: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Write the card, whole or not at all; returns the place.
+
+    Raises ArtifactError for members that do not go together, StorageError where something else is at the place.
+    """
+    check_members(members)
+    if files.is_remote(place):
+        raise StorageError(f"{str(place)!r}: an ensemble is written to a local folder; copy it from there")
+    if overwrite:
+        _check_replaceable(place)
+    card = {
+        "schema": SCHEMA,
+        "name": name,
+        "method": ensemble.method,
+        "weights": list(ensemble.weights),
+        "members": [
+            {"name": m.name, "place": _relative(m.place, place), "sha256": m.digest} for m in members
+        ],
+        "backbone": dict(members[0].card["backbone"]),
+        "task": dict(task),
+        "scores": dict(scores or {}),
+        "data": dict(data or {}),
+        "versions": files.package_versions("incipit", "torch", "transformers"),
+    }
+    tensors = {}
+    if ensemble.gate is not None:
+        tensors = {n: t.detach().cpu().contiguous() for n, t in ensemble.gate.state_dict().items()}
+        card["gate"] = ensemble.gate.spec()
+        card["tensors"] = {n: files.sha256_tensor(t) for n, t in tensors.items()}
+    with files.atomic_folder(place, overwrite=overwrite) as folder:
+        files.atomic_write(folder / README, _page(card))
+        if tensors:
+            files.save_tensors(folder / TENSORS, tensors, {"format": "pt"})
+        files.write_json(folder / CARD, card)
+    return str(place)
+
+
+def is_ensemble(place: files.PathLike) -> bool:
+    """Whether a local folder holds an ensemble."""
+    return not files.is_remote(place) and CARD in (files.folder_files(place) or ())
+
+
+def load(place: files.PathLike, library: files.PathLike = "") -> Saved:
+    """Read an ensemble and its members; each must have the hash that the card names.
+
+    library: a folder whose artifacts take the place of members that are not where the card says, found by hash.
+    """
+    if not is_ensemble(place):
+        raise ArtifactError(
+            f"{str(place)!r} is no ensemble: {CARD} not found there; give a folder that `incipit ensemble` wrote"
+        )
+    try:
+        card = files.read_json(Path(place) / CARD)
+    except DataError as error:
+        raise ArtifactError(f"{str(place)!r}: {error}") from error
+    lacking = [
+        k for k, kind in _CARD.items() if not (isinstance(card, dict) and isinstance(card.get(k), kind))
+    ]
+    if lacking:
+        raise ArtifactError(f"{str(place)!r}: {CARD} lacks {', '.join(lacking)}: write the ensemble again")
+    if card.get("schema") != SCHEMA or card["method"] not in METHODS:
+        raise ArtifactError(
+            f"{str(place)!r} was written by a newer incipit (schema {card.get('schema')}, method "
+            f"{card['method']!r}): upgrade with pip install -U incipit"
+        )
+    members = tuple(_member(one, place, library) for one in card["members"])
+    check_members(members)
+    return Saved(str(place), card, members, _gate(card, place))
+
+
+def _gate(card: Mapping[str, Any], place: files.PathLike) -> Gate | None:
+    """The learned gate with its numbers; None for a method without one."""
+    if card["method"] not in GATED:
+        return None
+    tensors = files.load_tensors(Path(place) / TENSORS)[0] if files.exists(Path(place) / TENSORS) else {}
+    hashes = {n: files.sha256_tensor(t) for n, t in tensors.items()}
+    if "gate" not in card or hashes != card.get("tensors"):
+        raise ArtifactError(
+            f"{str(place)!r}: {TENSORS} does not hold the numbers that {CARD} names: the folder was damaged or "
+            "mixed up; copy it again from its source"
+        )
+    gate = Gate.built(card["gate"])
+    gate.load_state_dict(tensors)
+    return gate.eval()
+
+
+def _member(row: Mapping[str, str], place: files.PathLike, library: files.PathLike) -> Artifact:
+    """The artifact that a row of the card names."""
+    where = row["place"]
+    if not files.is_remote(where):
+        where = os.path.normpath(os.path.join(str(place), where))
+    found = None
+    if files.is_remote(where) or files.exists(Path(where) / artifact.CARD):
+        found = artifact.load(where)
+    if (found is None or found.digest != row["sha256"]) and library:
+        from incipit.library import entries
+
+        chosen = [e.artifact for e in entries(library) if e.artifact and e.artifact.digest == row["sha256"]]
+        found = chosen[0] if chosen else found
+    if found is None:
+        raise ArtifactError(
+            f"{str(place)!r}: its member {row['name']!r} is not at {where!r}: put it back there, or write the "
+            "ensemble again"
+        )
+    if found.digest != row["sha256"]:
+        raise ArtifactError(
+            f"{str(place)!r}: {where!r} is not the prompt {row['name']!r} that the ensemble was made of (another "
+            "hash): restore that prompt, or write the ensemble again"
+        )
+    return found
+
+
+def _relative(member: str, place: files.PathLike) -> str:
+    if files.is_remote(member) or files.is_remote(place):
+        return member
+    return Path(os.path.relpath(Path(member).resolve(), Path(place).resolve())).as_posix()
+
+
+def _check_replaceable(place: files.PathLike) -> None:
+    names = files.folder_files(place)
+    if files.exists(place) and names != [] and CARD not in (names or ()):
+        raise StorageError(f"{str(place)!r} exists and is no ensemble: choose another name or folder")
+
+
+def _page(card: Mapping[str, Any]) -> str:
+    """README.md of the folder."""
+    lines = [
+        f"# {card['name']}",
+        "",
+        f"An ensemble of {len(card['members'])} soft prompts for the frozen model `{card['backbone']['name']}`: "
+        f"{METHODS[card['method']]}.",
+        "",
+        *(f"- `{m['name']}` at `{m['place']}`, {m['sha256'][:12]}" for m in card["members"]),
+    ]
+    for split, values in card["scores"].items():
+        lines.append(f"- {split}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+    return "\n".join(
+        [*lines, "", "Use it:", "", "```bash", 'incipit predict THIS_FOLDER --text "your text"', "```", ""]
+    )

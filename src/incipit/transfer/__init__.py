@@ -1,0 +1,25 @@
+"""What one prompt can do for another: similarity, mixtures, shared parts, another backbone, a text to stay near."""
+
+from incipit.transfer.attempt import Attempt, fit_attempt
+from incipit.transfer.heatmap import draw
+from incipit.transfer.multitask import Shared, fit_shared
+from incipit.transfer.recycle import RECYCLERS, pairs, recycle
+from incipit.transfer.similarity import MEASURES, near, rows_of, similarities, soft_rows
+from incipit.transfer.wayward import pulled
+
+__all__ = [
+    "MEASURES",
+    "RECYCLERS",
+    "Attempt",
+    "Shared",
+    "draw",
+    "fit_attempt",
+    "fit_shared",
+    "near",
+    "pairs",
+    "pulled",
+    "recycle",
+    "rows_of",
+    "similarities",
+    "soft_rows",
+]

@@ -1,0 +1,132 @@
+"""Prompts of several tasks trained together around a shared part: one trainee, whose rows name their task.
+
+# T tasks
+Training and writing read one and the same Injection, so what was trained is what answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from incipit import files
+from incipit.backbones import Backbone
+from incipit.batch import Batch, Encoded, collate
+from incipit.decode import predict, stacked
+from incipit.encode import encode
+from incipit.errors import DataError, PromptError
+from incipit.prompts import Prompt
+from incipit.tasks.example import Example
+from incipit.tasks.metrics import METRICS, compute
+from incipit.train import ExampleStream, FitSettings, Outcome, Trainee, fit
+
+
+@dataclass(frozen=True)
+class Row(Encoded):
+    """A row that knows its task."""
+
+    task: int = 0
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One task of the mixture. prompt: built around the same shared part as the others'. dev: chooses the step."""
+
+    name: str
+    prompt: Prompt
+    train: Sequence[Example]
+    dev: Sequence[Example] = ()
+    metric: str = "accuracy"
+
+
+class Mixed:
+    """Rows of all tasks in turn, task by task, each in its own seeded order; a Stream."""
+
+    def __init__(self, streams: Sequence[ExampleStream[Example]]) -> None:
+        self.streams, self.position = streams, 0
+
+    def next(self, count: int) -> list[Encoded]:
+        """The next `count` rows."""
+        found: list[Encoded] = []
+        for _ in range(count):
+            k = self.position % len(self.streams)
+            (row,) = self.streams[k].next(1)
+            found.append(Row(**vars(row), task=k))
+            self.position += 1
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs."""
+        return {"position": self.position, "streams": [stream.state() for stream in self.streams]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.position = int(state["position"])
+        for stream, own in zip(self.streams, state["streams"], strict=True):
+            stream.restore(own)
+
+
+def fit_shared(
+    backbone: Backbone,
+    tasks: Sequence[Shared],
+    settings: FitSettings,
+    folder: files.PathLike,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+) -> Outcome:
+    """Train the prompts of all tasks, the shared part by the gradients of all; they hold the result.
+
+    The dev score is the mean of the tasks' metrics. Save each with `artifact.save`: it bakes to plain rows. A later
+    task starts from `sibling` of one of them, and is trained by this same call alone. Raises PromptError where no two
+    prompts share a part.
+    """
+    prompts = [task.prompt for task in tasks]
+    if not tasks or len({task.name for task in tasks}) < len(tasks):
+        raise DataError(
+            "the tasks of a mixture need names of their own: give at least one, and each its name"
+        )
+    owners = [id(p) for prompt in prompts for p in prompt.parameters()]
+    if len(tasks) > 1 and len(set(owners)) == len(owners):
+        raise PromptError(
+            "no two of these prompts share a part: make the second by `first.sibling()`, or tune them as a bundle"
+        )
+    module = nn.ModuleList(prompts)
+    known = dict(module.named_parameters())  # a shared part under the first name that holds it
+    units = {f"{k}.{n}": unit for k, prompt in enumerate(prompts) for n, unit in prompt.units().items()}
+
+    def ready(room: int) -> Callable[[Example], Encoded]:
+        return lambda example: encode(backbone, example, room=room)
+
+    streams = [ExampleStream(task.train, ready(task.prompt.length), seed) for task in tasks]
+    trainee = Trainee("shared", module, Mixed(streams), {n: u for n, u in units.items() if n in known})
+
+    def joined(encoded: Sequence[Encoded], rows: Sequence[int]) -> Batch:
+        return collate(
+            encoded, [e.task if isinstance(e, Row) else 0 for e in encoded], pad_id=backbone.pad_id
+        )
+
+    def nll(batch: Batch) -> tuple[Tensor, Tensor]:
+        used, rows = batch.rows.unique(return_inverse=True)
+        injection = stacked([prompts[k] for k in used.tolist()], rows)
+        return backbone.loss(replace(batch, rows=rows), injection)
+
+    def judge(live: Sequence[int]) -> dict[int, dict[str, float]]:
+        scores = {}
+        for task in tasks:
+            if len(task.dev):
+                said = predict(backbone, [task.prompt], task.dev)
+                found = compute([task.metric], [p.text for p in said], task.dev)[task.metric]
+                scores[task.name] = found if METRICS[task.metric].higher_is_better else -found
+        if not scores:
+            return {}
+        return {0: {"mean": sum(scores.values()) / len(scores), **scores}}
+
+    (outcome,) = fit([trainee], nll, settings, folder, joined, evaluate=judge, resume=resume,
+                     identity={"tasks": [task.name for task in tasks]})  # fmt: skip
+    for prompt in prompts:
+        prompt.eval()
+    return outcome
