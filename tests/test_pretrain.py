@@ -151,6 +151,26 @@ def test_an_interrupted_run_goes_on_exactly(
     assert all(torch.equal(one[k], two[k]) for k in one if not k.startswith("rng"))
 
 
+def test_a_run_goes_on_from_the_weights_and_words_of_another(corpus: Path, tmp_path: Path) -> None:
+    first = pretrain(small(corpus, "encoder-decoder"), tmp_path / "first")
+    later = small(corpus, "encoder-decoder", start=str(first), stages=((0.0, {"lm_adaptation": 1.0}),))
+    second = pretrain(later, tmp_path / "second")
+    assert files.read_json(first / "tokenizer.json") == files.read_json(second / "tokenizer.json")
+    dev = [
+        r["scores"]["nll"] for r in files.read_jsonl(tmp_path / "first" / "metrics.jsonl") if "scores" in r
+    ]
+    more = [
+        r["scores"]["nll"] for r in files.read_jsonl(tmp_path / "second" / "metrics.jsonl") if "scores" in r
+    ]
+    assert more[0] < dev[0], "it begins where the other ended"
+    with pytest.raises(
+        RecipeError, match=r"weights differ from this recipe's model, first .*: give the recipe"
+    ):
+        pretrain(small(corpus, "encoder-decoder", start=str(first), ffn=20), tmp_path / "third")
+    with pytest.raises(RecipeError, match="leave one out"):
+        small(corpus, "encoder-decoder", start=str(first), embeddings="builtin:lm")
+
+
 def test_held_out_perplexity_by_hand() -> None:
     rows = [Encoded((1,), (2, 3)), Encoded((1, 4), (5,))]
 

@@ -60,6 +60,9 @@ class PretrainSettings:
     validation_blocks: int = 64
     units: Mapping[str, float] = field(default_factory=dict)  # learning-rate unit by parameter name
     embeddings: str = ""  # a backbone from which the embeddings of common pieces start ("builtin:lm")
+    start: str = (
+        ""  # a backbone of this very shape whose weights and vocabulary the run starts from: LM adaptation
+    )
     export_minutes: float = 10.0
     seed: int = 0
     note: str = ""  # for the card: where the text comes from, its licence
@@ -70,6 +73,10 @@ class PretrainSettings:
         if self.hidden % self.heads:
             raise RecipeError(
                 f"hidden {self.hidden} is no multiple of heads {self.heads}: change one of them"
+            )
+        if self.start and self.embeddings:
+            raise RecipeError(
+                f"start = {self.start!r} brings all weights, embeddings = {self.embeddings!r} some: leave one out"
             )
 
 
@@ -199,7 +206,10 @@ def pretrain(
     from transformers import AutoTokenizer
 
     folder = Path(folder)
-    if not files.exists(folder / "tokenizer"):
+    origin: Any = load(settings.start, dtype="float32") if settings.start else None
+    if origin is not None and not files.exists(folder / "tokenizer"):
+        vocabulary.save_tokenizer(origin.tokenizer, folder / "tokenizer")
+    elif not files.exists(folder / "tokenizer"):
         texts = raw.documents(raw.expand(settings.corpus), field=settings.text_field, where=settings.where)
         made = vocabulary.train_tokenizer(
             itertools.islice(texts, settings.vocabulary_documents),
@@ -216,7 +226,9 @@ def pretrain(
 
     ids, held = tokens(settings.corpus, "train"), tokens(settings.validation, "validation")
     model = build(settings, tokenizer)
-    if settings.embeddings:
+    if origin is not None:
+        start_from(origin, model)
+    elif settings.embeddings:
         lend_embeddings(settings.embeddings, model, tokenizer)
     loss = objective(model)
     total = settings.fit.steps * settings.fit.batch
@@ -235,6 +247,8 @@ def pretrain(
             exported[0] = time.monotonic()
 
     identity = {"model": model.config.to_diff_dict(), "seed": settings.seed, "tokens": len(ids)}
+    if origin is not None:
+        identity["start"] = origin.fingerprint
     trainee = Trainee(settings.name, model, stream, settings.units)
     fit(
         [trainee],
@@ -251,6 +265,21 @@ def pretrain(
     if not files.exists(folder / "export" / "config.json"):
         export(model, tokenizer, settings, folder, settings.fit.steps, len(ids))
     return folder / "export"
+
+
+def start_from(origin: Any, model: PreTrainedModel) -> None:
+    """Give `model` the weights of backbone `origin`; RecipeError where a name or a shape differs."""
+    theirs, ours = origin.model.state_dict(), model.state_dict()
+    shapes = {k: tuple(v.shape) for k, v in ours.items()}
+    other = [k for k in shapes.keys() | theirs.keys() if k not in theirs or theirs[k].shape != shapes.get(k)]
+    if other:
+        first = min(other)
+        raise RecipeError(
+            f"start = {origin.name!r}: {len(other)} of its weights differ from this recipe's model, first {first}: "
+            f"{tuple(theirs[first].shape) if first in theirs else 'absent'} there, {shapes.get(first, 'absent')} here: "
+            "give the recipe the shape and family of the backbone that it starts from"
+        )
+    model.load_state_dict(theirs)
 
 
 def lend_embeddings(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -129,7 +129,50 @@ def test_a_block_more_must_pay() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_causal_family_streams(name: str, dtype: str) -> None:
     backbone: Any = wrap(name, *tiny.build(name, dtype=dtype))
-    assert backbone.streams and not backbone.notes
+    whole = [
+        "the last layer of 'gpt2' is computed at every slot, asked for or not"
+    ]  # it counts the slots it gives
+    assert backbone.streams and backbone.notes == (whole if name == "gpt2" else [])
+
+
+@pytest.mark.parametrize("name", [n for n in tiny.names("causal") if n != "gpt2"])
+def test_the_last_layer_where_something_is_asked(name: str) -> None:
+    """The same states and gradient, and its feed-forward part sees asked slots alone."""
+    backbone: Any = wrap(name, *tiny.build(name, dtype="float64"))
+    source = torch.Generator().manual_seed(0)
+    soft, embeds = (
+        torch.randn(*shape, backbone.geometry.hidden, generator=source, dtype=torch.float64)
+        for shape in ((3, 4), (5, 9))
+    )
+    live = torch.tensor([[True] * 4, [False, True, True, False], [True, False, False, False]])
+    where = (
+        torch.tensor([0, 4, 2, 0, 3, 4, 0]),
+        torch.tensor([8, 2, 0, 3, 6, 7, 7]),
+    )  # row, slot; none of row 1
+    sizes: list[int] = []
+    layer = backbone.last
+    linear = [m for m in layer.modules() if isinstance(m, torch.nn.Linear)][-1]
+    linear.register_forward_hook(
+        lambda module, given, out: sizes.append(given[0].numel() // linear.in_features)
+    )
+
+    def found() -> tuple[Tensor, Tensor]:
+        sizes.clear()
+        inputs = soft.clone().requires_grad_()
+        keys = backbone.prefill(Injection(torch.tensor([2, 0, 1, 1, 0]), inputs=inputs, live=live))
+        states = backbone._streamed(embeds, keys, *where)
+        (states.sin().sum()).backward()
+        assert inputs.grad is not None
+        return states.detach(), inputs.grad
+
+    narrow, few = found(), list(sizes)
+    backbone.last = None
+    whole = found()
+    for a, b in zip(narrow, whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    if name != "mixtral":  # whose experts share the slots out
+        assert few == [7]  # and no slot of a prompt
+        assert sizes[0] >= 4 + 2 + 1 and sizes[1] >= 9 + 4 + 7 + 8  # so small a model pads rather than cuts
 
 
 def losses(backbone: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""The one file that knows Hugging Face internals. Each touchpoint names the version it was seen in.
+"""What attention sees: the way into Hugging Face models. Each touchpoint names the version it was seen in.
 
 # B batch, K prompts, P length, T text, N key/value heads, D head dim
 Two routes for keys and values:
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,13 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, DynamicLayer  # 5.23: Cache(layers=[...])
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging
 
 from incipit.backbones import internals
+from incipit.backbones.ending import Asked
+from incipit.backbones.ending import attention as at_asked
 from incipit.backbones.shared import Shared
 from incipit.backbones.shared import attention as beside_shared
 from incipit.backbones.stream import Prefix, Stream
@@ -35,126 +37,6 @@ from incipit.backbones.unpadded import Rows
 from incipit.injection import LayerShape
 
 ATTENTION = "incipit"  # name under which the attention function is registered
-
-
-class SharedLayer(DynamicLayer):
-    """update(k, v) = ([prefix; k], [prefix; v]), with gradient: a cache layer that stores nothing.
-
-    5.23: the layer's `update`, `get_mask_sizes` and `get_seq_length` decide what attention and mask code see.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.prefix = keys, values
-        self.keys, self.values = self.prefix  # where the base class looks for the length
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        keys, values = self.prefix
-        return (
-            torch.cat([keys.to(key_states.dtype), key_states], dim=-2),
-            torch.cat([values.to(value_states.dtype), value_states], dim=-2),
-        )
-
-
-class OwnLayer(DynamicLayer):
-    """A growing layer in memory taken once, behind `before` positions that are kept elsewhere.
-
-    5.23: what `update` returns goes to attention, which adds the prefix itself (`Entering.shared`); the lengths
-    that mask and position code ask for count the prefix.
-    """
-
-    def __init__(self, before: int, room: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.before, self.room, self.used = before, room, 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-        self.keys, self.values = (
-            t.new_empty(*t.shape[:2], self.room, t.shape[3]) for t in (key_states, value_states)
-        )
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        start, self.used = self.used, self.used + key_states.shape[2]
-        self.keys[:, :, start : self.used] = key_states
-        self.values[:, :, start : self.used] = value_states
-        return self.keys[:, :, : self.used], self.values[:, :, : self.used]
-
-    def fill(
-        self, row: Tensor, step: Tensor, key: Tensor, value: Tensor, size: tuple[int, int], repeats: int
-    ) -> None:
-        """Hold keys and values [N, M, D] of slots (row, step) [M] of `size` (rows, slots); each row `repeats` times."""
-        for name, part in (("keys", key), ("values", value)):
-            whole = part.new_zeros(size[0], part.shape[0], self.room, part.shape[2])  # [B, N, room, D]
-            whole[row, :, step] = part.transpose(0, 1)
-            setattr(self, name, whole.repeat_interleave(repeats, dim=0) if repeats > 1 else whole)
-        self.dtype, self.device, self.is_initialized, self.used = key.dtype, key.device, True, size[1]
-
-    def get_seq_length(self) -> int:
-        return self.before + self.used
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        for tensor in (self.keys, self.values):
-            if tensor is not None:
-                tensor[:, :, : self.used] = tensor[:, :, : self.used].index_select(
-                    0, beam_idx.to(tensor.device)
-                )
-
-
-def own_cache(layers: int, before: int, room: int) -> Cache:
-    """A cache for `room` positions of each row, behind `before` that attention adds."""
-    return Cache(layers=[OwnLayer(before, room) for _ in range(layers)])
-
-
-def prefix_cache(
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-    rows: Tensor,
-    dtype: torch.dtype,
-    *,
-    grows: bool,
-    repeats: int = 1,
-) -> Cache:
-    """Per-layer [K, N, P, D] -> a cache of B rows; one distinct prompt is expanded as a view, never copied.
-
-    grows: a growing cache for generation (its rows repeated for beams); otherwise a read-only one. dtype is
-    the model's: a growing layer joins what it is given as it is.
-    """
-
-    def spread(tensor: Tensor) -> Tensor:
-        tensor = tensor.to(dtype)
-        if tensor.shape[0] == 1:
-            return tensor.expand(rows.shape[0] * repeats, -1, -1, -1)
-        return tensor[rows.repeat_interleave(repeats)]  # [B * repeats, N, P, D]
-
-    layers: list[Any] = []
-    for key, value in zip(keys, values, strict=True):
-        if grows:
-            layer = DynamicLayer()
-            layer.lazy_initialization(key.to(dtype), value.to(dtype))
-            layer.keys, layer.values = spread(key), spread(value)
-        else:
-            layer = SharedLayer(spread(key), spread(value))
-        layers.append(layer)
-    return Cache(layers=layers)
-
-
-def fresh_cache(layers: int) -> Cache:
-    """An empty cache that keeps every position, also in sliding-window layers."""
-    return Cache(layers=[DynamicLayer() for _ in range(layers)])
-
-
-def cached(cache: Cache) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Keys and values of a cache, per layer [B, N, P, D]."""
-    layers: list[Any] = cache.layers
-    return tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers)
 
 
 @dataclass
@@ -280,47 +162,91 @@ def _widened(mask: Tensor, live: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Streaming:
-    """A stream on its way through a causal model, and what each attention module sees before its rows."""
+    """A stream on its way through a causal model, and what each attention module sees before its rows.
+
+    seen: filled with each module's keys and values [1, N, M, D]. last: id of the module at which those are enough.
+    wanted: what the last layer is run for, if not for every slot (see `narrow`). asked: the same, once `seen` holds the
+    keys and values of that layer.
+    """
 
     stream: Stream
     at: Mapping[int, Prefix]  # id(module) -> prefix
-    seen: dict[int, tuple[Tensor, Tensor]] | None = (
-        None  # filled with each module's keys and values [1, N, M, D]
-    )
+    seen: dict[int, tuple[Tensor, Tensor]] | None = None
+    last: int = 0
+    wanted: Asked | None = None
+    asked: Asked | None = None
 
     def attention(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, rest: Mapping[str, Any]
     ) -> Tensor:
         """5.23: `scaling`, `sliding_window` and `softcap` are what a causal layer may ask for besides."""
+        scaling = rest.get("scaling") or query.shape[-1] ** -0.5
+        window, cap = rest.get("sliding_window"), rest.get("softcap")
+        prefix = self.at.get(id(module))
+        if self.asked is not None:
+            assert self.seen is not None
+            key, value = self.seen[id(module)]
+            return at_asked(query, key, value, prefix, self.stream, self.asked, scaling, window, cap)
         if self.seen is not None:
             self.seen[id(module)] = key, value
-        scaling = rest.get("scaling") or query.shape[-1] ** -0.5
-        return two_parts(
-            query,
-            key,
-            value,
-            self.at.get(id(module)),
-            self.stream,
-            scaling,
-            rest.get("sliding_window"),
-            rest.get("softcap"),
-        )
+        if self.last == id(module):
+            raise internals.Reached
+        return two_parts(query, key, value, prefix, self.stream, scaling, window, cap)
 
 
-def streamed(model: Any, embeds: Tensor, positions: Tensor, running: Streaming) -> Tensor:
-    """Last hidden states [M, H] of the rows of a stream; embeds [M, H], positions [M].
+def streamed(
+    model: Any, embeds: Tensor, positions: Tensor, running: Streaming, layer: nn.Module | None, asked: Asked
+) -> Tensor:
+    """Last hidden states [m, H] at the asked slots of a stream; embeds [M, H], positions [M].
 
+    layer: the last one, where it may be run for the asked slots alone (see ending.py), around module `running.last`.
     5.23: a mask of four dimensions is taken as it is, and arguments unknown to the model reach its attention.
     """
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
-    out: Tensor = model(
-        inputs_embeds=embeds[None],
-        position_ids=positions[None],
-        attention_mask=mask,
-        use_cache=False,
-        incipit_stream=running,
-    ).last_hidden_state
-    return out[0]
+
+    def run(running: Streaming) -> Tensor:
+        out: Tensor = model(
+            inputs_embeds=embeds[None],
+            position_ids=positions[None],
+            attention_mask=mask,
+            use_cache=False,
+            incipit_stream=running,
+        ).last_hidden_state
+        return out[0]
+
+    if layer is None or internals.recomputes(layer) or 2 * len(asked) > len(embeds):
+        return run(replace(running, last=0))[asked.slots]
+    running = replace(running, seen={} if running.seen is None else running.seen)
+    if len(asked):
+        return run(replace(running, wanted=asked))
+    with suppress(internals.Reached):
+        run(running)
+    return embeds[:0]
+
+
+def narrow(layer: nn.Module) -> RemovableHandle:
+    """Let a call of `layer` whose stream wants a few slots be two: as it is, as far as its attention; then these alone.
+
+    Other calls are left as they are. Returns what removes the hook.
+    """
+
+    def halved(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        running = kwargs.get("incipit_stream")
+        if not isinstance(running, Streaming) or running.wanted is None:
+            return None
+        wanted, size = running.wanted.slots, running.stream.taken.numel()
+
+        def cut(given: Any) -> Any:
+            if isinstance(given, Tensor) and given.ndim > 1 and given.shape[:2] == (1, size):
+                return given[:, wanted]
+            return type(given)(map(cut, given)) if isinstance(given, (tuple, list)) else given
+
+        with suppress(internals.Reached):
+            module(*args, **kwargs | {"incipit_stream": replace(running, wanted=None)})
+        then = replace(running, wanted=None, asked=running.wanted)
+        return cut(args), {name: cut(each) for name, each in kwargs.items()} | {"incipit_stream": then}
+
+    return layer.register_forward_pre_hook(halved, with_kwargs=True)
 
 
 AttentionInterface.register(ATTENTION, attention)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from incipit.backbones import attend, internals
+from incipit.backbones import caches, internals
 from incipit.backbones.base import Candidates, near, token_nll, widened
 from incipit.backbones.decoding import GenerateOptions
 from incipit.backbones.packed import Filled, PackedBackbone, behind
@@ -65,7 +65,7 @@ class CausalBackbone(PackedBackbone):
         if keys is not None:
             assert keys.key_live is not None
             live = keys.key_live[keys.rows].long()  # [B, P]
-            arguments["past_key_values"] = attend.prefix_cache(
+            arguments["past_key_values"] = caches.prefix_cache(
                 keys.keys["decoder"], keys.values["decoder"], keys.rows, self.dtype, grows=False
             )
             arguments |= self._after(live, embeds.shape[1])
@@ -194,14 +194,14 @@ class CausalBackbone(PackedBackbone):
 
     def _cached(self, inputs: Tensor, live: Tensor, earlier: Injection | None) -> Filled:
         """What a model whose rows are padded keeps of right-padded prompts [K, P, H], behind `earlier` keys."""
-        cache, seen = attend.fresh_cache(self.layers), live
+        cache, seen = caches.fresh_cache(self.layers), live
         attended = torch.ones_like(live)  # the padding too, see _states; `seen` keeps it from the text
         arguments: dict[str, object] = {}
         if earlier is not None:
             assert earlier.key_live is not None
             seen = torch.cat([earlier.key_live, live], dim=1)  # [K, P' + P]
             attended = torch.cat([earlier.key_live, attended], dim=1)
-            cache = attend.prefix_cache(
+            cache = caches.prefix_cache(
                 earlier.keys["decoder"], earlier.values["decoder"], earlier.rows, self.dtype, grows=True
             )
             arguments |= self._after(earlier.key_live, inputs.shape[1])
@@ -212,7 +212,7 @@ class CausalBackbone(PackedBackbone):
             use_cache=True,
             **arguments,
         )
-        return seen, *attend.cached(cache)
+        return seen, *caches.cached(cache)
 
     def _aligned(self, injection: Injection) -> Injection:
         """The prefix with its dead positions in front."""
@@ -225,10 +225,10 @@ class CausalBackbone(PackedBackbone):
     def activations(
         self, ids: Sequence[int], sites: Sequence[str]
     ) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]:
-        cache = attend.fresh_cache(self.layers)
+        cache = caches.fresh_cache(self.layers)
         with torch.no_grad():
             self.body(inputs_embeds=self.embed(ids)[None], past_key_values=cache, use_cache=True)
-        keys, values = attend.cached(cache)
+        keys, values = caches.cached(cache)
         return {"decoder": list(keys)}, {"decoder": list(values)}
 
     # -- generation ----------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ class CausalBackbone(PackedBackbone):
             return self._continued(batch, embeds, mask, keys, options)
         if keys is None:
             return self._decoded({"inputs_embeds": embeds, "attention_mask": mask.long()}, options, batch)
-        cache = attend.prefix_cache(
+        cache = caches.prefix_cache(
             keys.keys["decoder"],
             keys.values["decoder"],
             keys.rows,

@@ -137,6 +137,21 @@ def recompute(model: Any, on: bool) -> None:
             module.training = on
 
 
+class Reached(Exception):
+    """The attention of the last layer has been given its keys and values."""
+
+
+def last_layer(body: nn.Module, attention: nn.Module) -> nn.Module | None:
+    """The layer around `attention`, where it is the last of a list of layers. 5.23: `layers`, `h`."""
+    lists = (m for m in body.modules() if isinstance(m, nn.ModuleList) and len(m))
+    return next((each[-1] for each in lists if any(m is attention for m in each[-1].modules())), None)
+
+
+def recomputes(layer: nn.Module) -> bool:
+    """Whether the layer is computed again in the backward pass, see `recompute`."""
+    return bool(layer.training and getattr(layer, "gradient_checkpointing", False))
+
+
 def bias_holders(modules: Sequence[nn.Module]) -> list[nn.Module] | None:
     """Per layer the module that holds its relative position bias; None where a layer has none.
 

@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from incipit.backbones import attend, internals, stream
+from incipit.backbones import attend, caches, internals, stream
 from incipit.backbones.base import Backbone, Candidates, near, widened
 from incipit.backbones.decoding import GenerateOptions
+from incipit.backbones.ending import Asked
 from incipit.backbones.rows import compact
 from incipit.backbones.shared import Shared, grouped
 from incipit.batch import Batch, Encoded, collate
@@ -43,27 +44,45 @@ class PackedBackbone(Backbone):
     direct_head: bool
     attentions: list[nn.Module]
     launch: float  # see stream.launch_cost
+    last: nn.Module | None = None  # the last layer, where it can be run for a few slots alone
 
     def _streamed(self, embeds: Tensor, keys: Injection | None, index: Tensor, step: Tensor) -> Tensor:
         """States [M, H] at slots `step` of right-padded rows `index`; each row is read as far as its last such slot."""
         ends = torch.zeros(embeds.shape[0], dtype=torch.int64, device=embeds.device)
         lengths = ends.scatter_reduce(0, index, step + 1, "amax")
-        laid, states = self._run(embeds, keys, lengths)
-        return states[laid.starts[index] + step]
+        return self._run(embeds, keys, lengths, (index, step))
 
     def _run(
         self,
         embeds: Tensor,
         keys: Injection | None,
         lengths: Tensor,
-        seen: Seen | None = None,
+        where: tuple[Tensor, Tensor],
         tree: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[stream.Stream, Tensor]:
-        """The first `lengths` [B] slots of right-padded rows [B, S, H] as a stream: where they lie, their states.
+    ) -> Tensor:
+        """States [M, H] at slots `where` (row, step) of right-padded rows [B, S, H], each `lengths` [B] slots long.
 
-        One forward pass without padding, in which each distinct prompt stands once. seen: filled with what each
-        attention module computes. tree: depth and branch [B, S] of each slot, for rows that fork.
+        One forward pass without padding, in which each distinct prompt stands once. tree: depth and branch [B, S] of
+        each slot, for rows that fork.
         """
+        laid, flat, positions, running = self._laid(embeds, keys, lengths, tree)
+        asked = Asked(laid.starts[where[0]] + where[1], where[0])
+        return attend.streamed(self.body, flat, positions, running, self.last, asked)
+
+    def _computed(
+        self, embeds: Tensor, keys: Injection | None, lengths: Tensor
+    ) -> tuple[stream.Stream, list[tuple[Tensor, Tensor]]]:
+        """Where right-padded rows [B, S, H] lie in a stream, and the keys and values [N, M, D] of each layer there."""
+        laid, flat, positions, running = self._laid(embeds, keys, lengths, None)
+        seen: Seen = {}
+        nothing = Asked(*[torch.zeros(0, dtype=torch.int64, device=embeds.device)] * 2)
+        attend.streamed(self.body, flat, positions, replace(running, seen=seen), self.last, nothing)
+        return laid, [(k[0], v[0]) for k, v in (seen[id(m)] for m in self.attentions)]
+
+    def _laid(
+        self, embeds: Tensor, keys: Injection | None, lengths: Tensor, tree: tuple[Tensor, Tensor] | None
+    ) -> tuple[stream.Stream, Tensor, Tensor, attend.Streaming]:
+        """Rows as a stream: where they lie, embeddings [M, H] and positions [M] there, what attention is told."""
         rows = keys.rows.tolist() if keys is not None else [0] * len(embeds)
         laid = stream.lay(lengths.tolist(), rows, embeds.shape[1], self.launch, embeds.device)
         if tree is not None:
@@ -80,19 +99,17 @@ class PackedBackbone(Backbone):
                 for i, (key, value) in self._chosen(keys, laid.order).items()
             }
         flat = embeds.flatten(0, 1)[laid.taken]  # [M, H]
-        return laid, attend.streamed(self.body, flat, positions, attend.Streaming(laid, at, seen))
+        return laid, flat, positions, attend.Streaming(laid, at, last=id(self.attentions[-1]))
 
     def _read(self, inputs: Tensor, live: Tensor, earlier: Injection | None) -> Filled:
         """live [K, P' + P], keys and values per layer [K, N, P' + P, D] of right-padded prompts [K, P, H]."""
-        seen: Seen = {}
         lengths = live.sum(dim=1)
-        laid, _ = self._run(inputs, earlier, lengths, seen)
+        laid, found = self._computed(inputs, earlier, lengths)
         within = torch.arange(inputs.shape[1], device=inputs.device).clamp(max=lengths[:, None] - 1)  # [K, P]
         slots = (laid.starts[:, None] + within).clamp(min=0).flatten()  # what is not live repeats a live one
         shape = live.shape
         keys, values = (
-            tuple(seen[id(m)][i][0][:, slots].unflatten(1, shape).transpose(0, 1) for m in self.attentions)
-            for i in (0, 1)
+            tuple(layer[i][:, slots].unflatten(1, shape).transpose(0, 1) for layer in found) for i in (0, 1)
         )
         if earlier is None:
             return live, keys, values
@@ -138,9 +155,8 @@ class PackedBackbone(Backbone):
             rows, slots, tokens = (torch.tensor(part, device=mask.device) for part in zip(*tail, strict=True))
             embeds[rows, slots] = self.embed(tokens)
         lengths = sizes + torch.tensor([len(t) for t in tails], device=mask.device)
-        laid, states = self._run(embeds, keys, lengths, tree=(depth, branch))
-        places = laid.starts[torch.tensor(index, device=mask.device)] + torch.tensor(step, device=mask.device)
-        return self._summed(states[places], asked, ends)
+        where = torch.tensor(index, device=mask.device), torch.tensor(step, device=mask.device)
+        return self._summed(self._run(embeds, keys, lengths, where, (depth, branch)), asked, ends)
 
     def _summed(
         self, states: Tensor, asked: Sequence[tuple[int, int, int, int]], ends: Candidates
@@ -187,7 +203,7 @@ class PackedBackbone(Backbone):
             live = keys.key_live[keys.rows]
             all_seen = bool(live.all()) and not internals.slides(self.config)
             shared = {i: Shared(k, v, groups, all_seen) for i, (k, v) in self._chosen(keys, prompts).items()}
-        cache = attend.own_cache(self.layers, before, embeds.shape[1] + options.max_new_tokens)
+        cache = caches.own_cache(self.layers, before, embeds.shape[1] + options.max_new_tokens)
         self._fill(cache, embeds, mask, keys, options.beams)
         given = behind(embeds, torch.cat([live, mask], dim=1), cache)
         with attend.injected(attend.Entering(shared=shared)):
@@ -200,16 +216,13 @@ class PackedBackbone(Backbone):
         lengths = mask.sum(dim=1) - 1
         if int(lengths.max()) < 1:
             return
-        seen: Seen = {}
-        laid, _ = self._run(compact(mask, embeds)[1], keys, lengths, seen)
+        laid, found = self._computed(compact(mask, embeds)[1], keys, lengths)
         row, step = mask[:, :-1].nonzero(
             as_tuple=True
         )  # left-padded: slot s of a row is its s - (width - 1 - n)-th
         slots = laid.starts[row] + step - (width - 1 - lengths[row])
-        for layer, module in zip(cache.layers, self.attentions, strict=True):
-            layer.fill(
-                row, step, *(t[0, :, slots] for t in seen[id(module)]), (len(mask), width - 1), repeats
-            )
+        for layer, (key, value) in zip(cache.layers, found, strict=True):
+            layer.fill(row, step, key[:, slots], value[:, slots], (len(mask), width - 1), repeats)
 
     @property
     def layers(self) -> int:
@@ -278,17 +291,32 @@ class PackedBackbone(Backbone):
             return "its layers do not say how far they look back"
         if not near(stock, self._states(embeds, None, self.body).last_hidden_state, 1e-5):
             return "the attention interface gives other numbers than its own attention"
-        short = self.dtype in (torch.bfloat16, torch.float16)
-        for keys in (None, self._two_prefixes(embeds)) if self.shares else (None,):
-            padded = self._states(embeds, keys, self.body).last_hidden_state
-            index = torch.tensor([0, 1, 1, 0], device=self.device)
-            step = torch.tensor([5, 0, 3, 2], device=self.device)
-            # in 16 bits another order of the same sums rounds differently, by several units of the last place
-            if not near(
-                padded[index, step], self._streamed(embeds, keys, index, step), 1e-4 if short else 1e-5
-            ):
-                return "a stream gives other numbers than padded rows"
+        if not self._as_padded(embeds):
+            return "a stream gives other numbers than padded rows"
+        self.last = internals.last_layer(self.body, self.attentions[-1])
+        if self.last is not None:
+            hook = attend.narrow(self.last)
+            try:
+                if self._as_padded(embeds):
+                    return ""
+            except (TypeError, ValueError, IndexError, RuntimeError):
+                pass
+            hook.remove()
+        self.last = None
+        self.notes.append(f"the last layer of {self.name!r} is computed at every slot, asked for or not")
         return ""
+
+    def _as_padded(self, embeds: Tensor) -> bool:
+        """Whether a stream gives the states of padded rows [2, 6, H], without a prompt and behind two."""
+        short = self.dtype in (torch.bfloat16, torch.float16)
+        index = torch.tensor([0, 1, 1, 0], device=self.device)
+        step = torch.tensor([5, 0, 3, 2], device=self.device)
+        for keys in (None, self._two_prefixes(embeds)) if self.shares else (None,):
+            padded = self._states(embeds, keys, self.body).last_hidden_state[index, step]
+            # in 16 bits another order of the same sums rounds differently, by several units of the last place
+            if not near(padded, self._streamed(embeds, keys, index, step), 1e-4 if short else 1e-5):
+                return False
+        return True
 
     def _two_prefixes(self, embeds: Tensor) -> Injection:
         """Two prompts of different lengths, prefilled."""
