@@ -11,7 +11,20 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from incipit.cli import demo, ensemble, evaluate, export, import_, list_, predict, pretrain, prune, show, tune
+from incipit.cli import (
+    demo,
+    ensemble,
+    evaluate,
+    export,
+    import_,
+    list_,
+    predict,
+    pretrain,
+    prune,
+    show,
+    study,
+    tune,
+)
 from incipit.errors import IncipitError, Interrupted
 
 app = typer.Typer(
@@ -39,6 +52,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "list": list_.list_,
     "prune": prune.prune,
     "pretrain": pretrain.pretrain,
+    "study": study.study,
     "import": import_.import_,
     "export": export.export,
 }

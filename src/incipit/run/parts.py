@@ -22,7 +22,6 @@ from incipit.tasks.task import Task
 from incipit.train import FitSettings
 from incipit.train.gradients import Objective
 
-
 BUSY = 768  # slots of a pass beyond which a CPU multiplies no faster, and only memory grows
 
 
@@ -31,7 +30,14 @@ def load_backbone(recipe: Recipe) -> Backbone:
     b, device = recipe.backbone, recipe.backbone.device
     if device == "auto" and (state := Accelerator()).num_processes > 1:
         device = str(state.device)  # of this process, as accelerate launch hands them out
-    return load(b.name, dtype=b.dtype, device=device, revision=b.revision or None, trust_code=b.trust_code)
+    return load(
+        b.name,
+        dtype=b.dtype,
+        device=device,
+        revision=b.revision or None,
+        trust_code=b.trust_code,
+        sentinel=b.sentinel,
+    )
 
 
 def objective(backbone: Backbone, prompts: Sequence[Prompt | None]) -> Objective:
@@ -60,7 +66,9 @@ def passes(
     apart = all(isinstance(p, Isolated) for p in prompts)
     shared = apart or (isinstance(backbone, CausalBackbone) and backbone.shares)
     slots = max(1, int(gigabytes * 2**30 / backbone.slot_bytes(precision)))
-    if usual and backbone.device.type == "cpu" and not shared:  # where prompts are shared each pass reads them again
+    if (
+        usual and backbone.device.type == "cpu" and not shared
+    ):  # where prompts are shared each pass reads them again
         slots = min(slots, BUSY)
     return {
         "slots": slots,
@@ -115,6 +123,8 @@ def text_form(task: Task) -> dict[str, Any]:
     }
     if task.kind == "chat":
         form["messages"] = spec.messages
+    if spec.reshape:
+        form["reshape"] = spec.reshape
     if spec.demonstrations:
         form["demonstrations"] = spec.demonstrations
     return form
