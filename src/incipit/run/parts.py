@@ -22,7 +22,6 @@ from incipit.tasks.task import Task
 from incipit.train import FitSettings
 from incipit.train.gradients import Objective
 
-
 BUSY = 768  # slots of a pass beyond which a CPU multiplies no faster, and only memory grows
 
 
@@ -49,8 +48,8 @@ def passes(
 ) -> dict[str, Any]:
     """How a step's rows are cut for memory and padding: `slots`, `more` and `waste` of FitSettings.
 
-    gigabytes 0: what is usual for the device; on a CPU no more than keeps its cores busy. It depends on the machine's kind, not on what is free there, so that a
-    resumed run cuts its rows alike.
+    gigabytes 0: what is usual for the device; on a CPU no more than keeps its cores busy. It depends on the machine's
+    kind, not on what is free there, so that a resumed run cuts its rows alike.
     """
     usual = not gigabytes
     if usual:
@@ -60,7 +59,9 @@ def passes(
     apart = all(isinstance(p, Isolated) for p in prompts)
     shared = apart or (isinstance(backbone, CausalBackbone) and backbone.shares)
     slots = max(1, int(gigabytes * 2**30 / backbone.slot_bytes(precision)))
-    if usual and backbone.device.type == "cpu" and not shared:  # where prompts are shared each pass reads them again
+    if (
+        usual and backbone.device.type == "cpu" and not shared
+    ):  # where prompts are shared each pass reads them again
         slots = min(slots, BUSY)
     return {
         "slots": slots,
