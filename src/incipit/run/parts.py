@@ -55,8 +55,8 @@ def passes(
 ) -> dict[str, Any]:
     """How a step's rows are cut for memory and padding: `slots`, `more` and `waste` of FitSettings.
 
-    gigabytes 0: what is usual for the device; on a CPU no more than keeps its cores busy. It depends on the machine's kind, not on what is free there, so that a
-    resumed run cuts its rows alike.
+    gigabytes 0: what is usual for the device; on a CPU no more than keeps its cores busy. It depends on the machine's
+    kind, not on what is free there, so that a resumed run cuts its rows alike.
     """
     usual = not gigabytes
     if usual:
