@@ -85,7 +85,7 @@ def make_app(engine: AnyEngine, store: AnyStore, options: Options | None = None)
     )  # fmt: skip
     app.include_router(asking.router(desk))
     app.include_router(shelf.router(desk))
-    gate = Gate(app, keys=options.keys, admin=options.admin, limits=options.limits, meters=meters)
+    gate = Gate(app, keys=options.keys, admin=options.admin, limits=options.limits, meters=meters, stop=engine.stop)
     _watched(app, gate, desk)
     _failures(app)
     return gate

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,10 +35,11 @@ class Limits:
 
 
 class Gate:
-    """ASGI: passes on what may pass. `active` counts the requests that are under way, those of OPEN left out."""
+    """ASGI: passes on what may pass. stop: ends the engine and with it every request. `active` counts the requests that are under way, those of OPEN left out."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, admin: Keys, limits: Limits, meters: Meters) -> None:
-        self.app, self.keys, self.admin, self.limits, self.meters = app, keys, admin, limits, meters
+    def __init__(self, app: ASGIApp, *, keys: Keys, admin: Keys, limits: Limits, meters: Meters,
+                 stop: Callable[[], None]) -> None:
+        self.app, self.keys, self.admin, self.limits, self.meters, self.stop = app, keys, admin, limits, meters, stop
         self.draining = False
         self.active = 0
 

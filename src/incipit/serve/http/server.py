@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -78,6 +79,7 @@ class Server(uvicorn.Server):
         if self.gate.active and waited < self.grace:
             return False
         logs.tell("drained", waited=round(waited, 3), left=self.gate.active)
+        await asyncio.to_thread(self.gate.stop)  # who is still there is told so
         return True
 
 
