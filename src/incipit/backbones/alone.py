@@ -78,4 +78,4 @@ def decoded(
     keep[0, -1] = True
     mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=backbone.device)
     with backbone.entering(prompt, among=("decoder", "cross")):
-        return backbone.logits_after(hidden, mask, tokens, keep)
+        return backbone.target_logits(hidden, mask, tokens, keep)

@@ -35,11 +35,10 @@ def scored(
             continue
         if ask.version is not None:
             held.append(ask.version.id)
-    ways: dict[object, list[int]] = {}
-    for i, prompt in prompts.items():
-        ways.setdefault(_way(prompt) if together else i, []).append(i)
-    for index in ways.values():
-        found |= _all(backbone, asks, prompts, index)
+    there = list(prompts)
+    groups = alike(list(prompts.values())) if together else [[n] for n in range(len(there))]
+    for group in groups:
+        found |= _all(backbone, asks, prompts, [there[n] for n in group])
     for name in held:
         prefixes.give(name)
     return [found[i] for i in range(len(asks))]
@@ -88,8 +87,15 @@ def _logs(
     return [[next(flat) for _ in ask.do.ends] for ask in asks]  # type: ignore[union-attr]
 
 
+def alike(prompts: Sequence[Injection | None]) -> list[list[int]]:
+    """Indices of prompts that enter the model at the same places in the same way, so that their rows share a pass."""
+    ways: dict[object, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        ways.setdefault(_way(prompt), []).append(i)
+    return list(ways.values())
+
+
 def _way(prompt: Injection | None) -> object:
-    """What must agree for rows to share a pass."""
     if prompt is None:
         return None
     way = prompt.readout.way() if prompt.readout is not None else None
