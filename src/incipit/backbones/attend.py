@@ -14,7 +14,7 @@ import contextvars
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,6 @@ from incipit.backbones.shared import Shared
 from incipit.backbones.shared import attention as beside_shared
 from incipit.backbones.stream import Prefix, Stream
 from incipit.backbones.stream import attention as two_parts
-from incipit.backbones.unpadded import Rows
 from incipit.injection import LayerShape
 
 ATTENTION = "incipit"  # name under which the attention function is registered
@@ -189,6 +188,15 @@ def injected(entering: Entering) -> Iterator[Entering]:
         _entering.reset(token)
 
 
+class Running(Protocol):
+    """One row that is many on its way through a model (`Streaming`, `unpadded.Rows`, `slots.Pass`)."""
+
+    def attention(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, rest: Mapping[str, Any]
+    ) -> Tensor:
+        """What attention gives [1, M, N, D]; `rest` is what the layer asks for besides."""
+
+
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
@@ -196,7 +204,7 @@ def attention(
 
     A model that is given `incipit_stream` hands it on: its one row is then many (see stream.py, unpadded.py).
     """
-    running: Streaming | Rows | None = kwargs.pop("incipit_stream", None)
+    running: Running | None = kwargs.pop("incipit_stream", None)
     if running is not None:
         return running.attention(module, query, key, value, kwargs), None
     entering = _entering.get()
@@ -307,7 +315,7 @@ class Streaming:
         )
 
 
-def streamed(model: Any, embeds: Tensor, positions: Tensor, running: Streaming) -> Tensor:
+def streamed(model: Any, embeds: Tensor, positions: Tensor, running: Running) -> Tensor:
     """Last hidden states [M, H] of the rows of a stream; embeds [M, H], positions [M].
 
     5.23: a mask of four dimensions is taken as it is, and arguments unknown to the model reach its attention.
