@@ -52,7 +52,9 @@ def advanced(backbone: CausalBackbone, row: Alone, embeds: Tensor) -> Tensor:
         use_cache=True,
         **given,
     )
-    logits: Tensor = backbone.head(out.last_hidden_state[:, -1]) if backbone.direct_head else out.logits[:, -1]
+    logits: Tensor = (
+        backbone.head(out.last_hidden_state[:, -1]) if backbone.direct_head else out.logits[:, -1]
+    )
     return logits
 
 

@@ -174,7 +174,7 @@ def projected(modules: Sequence[Any], states: Tensor) -> tuple[tuple[Tensor, ...
 
 
 def decoder_stream(decoder: Any, ids: Tensor, running: object) -> Tensor:
-    """Last states [M, H] of a decoder's rows, one token each [1, M]; attention is left to `running`, cross-attention too.
+    """Last states [M, H] of a decoder's rows, one token each [1, M]; all attention is left to `running`.
 
     5.23: masks of four dimensions are taken as they are, and arguments unknown to T5's stack reach its attention. What
     it projects of the one encoder state is not read.

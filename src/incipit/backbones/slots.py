@@ -25,10 +25,12 @@ class Slots:
         self, shapes: Sequence[LayerShape], slots: int, room: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.room = room
-        self.keys, self.values = (
-            [torch.zeros(slots, s.kv_heads, room, size(s), dtype=dtype, device=device) for s in shapes]
-            for size in (lambda s: s.head_dim, lambda s: s.value_dim)
-        )
+
+        def empty(heads: int, size: int) -> Tensor:
+            return torch.zeros(slots, heads, room, size, dtype=dtype, device=device)
+
+        self.keys = [empty(s.kv_heads, s.head_dim) for s in shapes]
+        self.values = [empty(s.kv_heads, s.value_dim) for s in shapes]
 
     def clear(self, slot: int) -> None:
         """Write zeros: after a row whose numbers were not finite."""
@@ -264,12 +266,13 @@ class Pass:
         if cap is not None:
             scores = scores.div_(cap).tanh_().mul_(cap)
         weights = scores.masked_fill_(part.mask(window), -torch.inf).softmax(dim=-1).to(v.dtype)
-        out = (weights[..., length:].flatten(2, 3) @ v).unflatten(2, q.shape[2:4])  # [B, N, G, Q, D]
+        out: Tensor = (weights[..., length:].flatten(2, 3) @ v).unflatten(2, q.shape[2:4])  # [B, N, G, Q, D]
         if part.far is not None:
             out = out + _far(part.far, weights[..., :length], None, self.shelf.values[layer][:, :, -length:])
         if part.back is None:
             return out.flatten(1, 3)  # Q = 1
-        return out.permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(1, 2)[part.back]
+        by_query: Tensor = out.permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(1, 2)  # [B * Q, N * G, D]
+        return by_query[part.back]
 
 
 def _far(far: Far, rows: Tensor, keys: Tensor | None, values: Tensor | None) -> Tensor:
@@ -284,9 +287,8 @@ def _far(far: Far, rows: Tensor, keys: Tensor | None, values: Tensor | None) -> 
         prompts, deep = cells.shape
         part = rows if far.whole else rows[cells.flatten()]
         part = part.unflatten(0, (prompts, deep)).transpose(1, 2).flatten(2, 4)  # [R, N, rows * G * Q, X]
-        made = (
-            (part @ there).unflatten(2, (deep, *shape[1:])).transpose(1, 2).flatten(0, 1)
-        )  # [cells, N, G, Q, Y]
+        made: Tensor = (part @ there).unflatten(2, (deep, *shape[1:]))  # [R, N, rows, G, Q, Y]
+        made = made.transpose(1, 2).flatten(0, 1)  # [cells, N, G, Q, Y]
         if far.whole:
             return made
         if out is None:

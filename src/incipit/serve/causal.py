@@ -156,4 +156,3 @@ class CausalExecutor:
 
     def cache(self) -> CacheUse:
         return self.prefixes.use()
-

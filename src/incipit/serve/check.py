@@ -28,7 +28,7 @@ _FAULTS = (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeE
 
 
 def executor(backbone: Backbone, **sizes: Any) -> tuple[Executor, str]:
-    """(the fastest executor that is exact here, why it is not the batched one or ""). sizes: rows, room, cache_bytes."""
+    """(the fastest executor that is exact here, why it is not the batched one; ""). sizes: see the executors."""
     if isinstance(backbone, EncoderBackbone):
         known = {k: v for k, v in sizes.items() if k in ("rows", "cache_bytes")}
         return EncoderExecutor(backbone, **known), ""

@@ -22,22 +22,23 @@ Out = list[tuple[Ticket, Event]]
 
 
 class Core:
-    """Scheduler and executor. clock: seconds. decode: ids -> text. ends: token ids that close an answer.
+    """Scheduler and executor (None: not there yet). clock: seconds. decode: ids -> text. ends: ids that end an answer.
 
     `submit`, `cancel` and `state` may be called from any thread; `turn` from one.
     """
 
     def __init__(
         self,
-        executor: Executor,
+        executor: Executor | None,
         clock: Callable[[], float],
         decode: Callable[[Sequence[int]], str],
         ends: Sequence[int] = (),
         limits: Limits | None = None,
     ) -> None:
-        self.executor, self.clock, self.decode, self.ends = executor, clock, decode, frozenset(ends)
+        self.clock, self.decode, self.ends = clock, decode, frozenset(ends)
+        self.executor: Executor = executor or Nobody()
         self.limits = limits or Limits()
-        self.scheduler = Scheduler(executor, self.limits)
+        self.scheduler = Scheduler(self.executor, self.limits)
         self.lock = threading.RLock()
         self.work = threading.Condition(self.lock)  # notified when there is something to do
         self.generation = 0  # grows when all that runs is given up
@@ -130,10 +131,15 @@ class Core:
 
     # -- from the engine's thread ----------------------------------------------------------------------------------
 
-    def turn(self) -> bool:
-        """One step; False when there was nothing to do. What the executor raises is passed on: see `fail`."""
+    def turn(self, generation: int | None = None) -> bool:
+        """One step; False when there was nothing to do. What the executor raises is passed on: see `give_up`.
+
+        generation: do nothing unless it is still this one.
+        """
         out: Out = []
         with self.lock:
+            if generation not in (None, self.generation):
+                return False
             generation, executor = self.generation, self.executor
             for job, reason in self.scheduler.due(self.clock()):
                 out.append(self._ended(job, reason))
@@ -218,6 +224,8 @@ class Core:
         if job.begun is not None and reason in ("stop", "length"):
             self.scheduler.lived(now - job.begun)
         del self.jobs[job.ticket]
+        if not self.jobs:
+            self.work.notify_all()  # whoever waits for the drain
         if ask.version is not None:
             ask.version.release()
         self.finished[reason] += 1
@@ -234,29 +242,23 @@ class Core:
             seconds=now - job.born,
         )
 
-    def give_up(self, reason: Reason, why: str, executor: Executor | None = None) -> None:
-        """End every request; what the executor does now is nobody's any more. executor: who goes on in its place."""
+    def give_up(self, reason: Reason, why: str) -> None:
+        """End every request; what the executor does now is nobody's any more. Until `replace` there is none."""
         out: Out = []
         with self.lock:
             self.generation += 1
-            old, self.executor = (
-                self.executor,
-                _Gone(self.executor),
-            )  # it may be stuck: give nothing back to it
+            use, before = self.executor.cache(), self._before
+            self._before = CacheUse(before.hits + use.hits, before.misses + use.misses)
+            self.executor = Nobody()  # it may be stuck: nothing is given back to it
             for job in list(self.scheduler):
                 out.append(self._ended(job, reason, why))
-            use, before = old.cache(), self._before
-            self._before = CacheUse(before.hits + use.hits, before.misses + use.misses)
-            pace = self.scheduler.pace
-            self.executor = executor or self.executor
-            self.scheduler = Scheduler(self.executor, self.limits)
-            self.scheduler.pace = pace
+        self.replace(self.executor)
         _deliver(out)
 
     def replace(self, executor: Executor) -> None:
-        """Go on with another executor, after `give_up`."""
+        """Go on with another executor; nothing is under way."""
         with self.lock:
-            assert not self.jobs
+            assert not self.jobs, "give_up first"
             self.executor = executor
             pace, self.scheduler = self.scheduler.pace, Scheduler(executor, self.limits)
             self.scheduler.pace = pace
@@ -271,13 +273,10 @@ class Core:
                 self.work.wait(seconds)
 
 
-class _Gone:
-    """In the place of an executor that was given up."""
+class Nobody:
+    """In the place of an executor that is not there yet, or was given up."""
 
-    chunks = True
-
-    def __init__(self, old: Executor) -> None:
-        self.slots, self.tokens, self.mode = old.slots, old.tokens, old.mode
+    slots, tokens, chunks, mode = 0, 0, True, ""
 
     def fits(self, ask: Ask) -> str:
         raise EngineDown("the engine failed and is coming back; try again", 1.0)

@@ -70,7 +70,9 @@ class EncoderDecoderExecutor:
             return f"prompt and input make {read} positions, there is room for {most}: shorten the input"
         most = min(self.answer, self.backbone.geometry.max_length or self.answer)
         if isinstance(ask.do, Sampling) and ask.do.max_new_tokens > most:
-            return f"max_new_tokens = {ask.do.max_new_tokens}, an answer here has at most {most}: ask for fewer"
+            return (
+                f"max_new_tokens = {ask.do.max_new_tokens}, an answer here has at most {most}: ask for fewer"
+            )
         return ""
 
     def cost(self, ask: Ask) -> int:

@@ -33,13 +33,17 @@ class EncoderExecutor:
         if isinstance(ask.do, Sampling):
             return f"backbone {self.backbone.name!r} is an encoder and writes no text: ask it to choose"
         if ask.version is None or not ask.version.card["task"].get("words"):
-            return f"backbone {self.backbone.name!r} is an encoder: it chooses by a prompt that has label words"
+            return (
+                f"backbone {self.backbone.name!r} is an encoder: it chooses by a prompt that has label words"
+            )
         words = len(ask.version.card["task"]["words"])
         if len(ask.do.ends) != words:
-            return f"prompt {ask.version.name!r} chooses among {words} label words, the request names {len(ask.do.ends)}"
+            return f"prompt {ask.version.name!r} chooses among {words} words, the request names {len(ask.do.ends)}"
         most = self.backbone.geometry.max_length
         if most and self.cost(ask) > most:
-            return f"prompt and input make {self.cost(ask)} positions, the model has {most}: shorten the input"
+            return (
+                f"prompt and input make {self.cost(ask)} positions, the model has {most}: shorten the input"
+            )
         return ""
 
     def cost(self, ask: Ask) -> int:

@@ -60,9 +60,7 @@ def _all(
     }
 
 
-def _logs(
-    backbone: Backbone, asks: Sequence[Ask], prompts: Sequence[Injection | None]
-) -> list[list[float]]:
+def _logs(backbone: Backbone, asks: Sequence[Ask], prompts: Sequence[Injection | None]) -> list[list[float]]:
     rows: list[int] = []
     read: list[Encoded] = []
     ends: list[list[tuple[int, ...]]] = []
