@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from incipit.cli import demo, evaluate, export, import_, list_, predict, pretrain, show, tune
+from incipit.cli import demo, evaluate, export, import_, list_, predict, pretrain, serve, show, tune
 from incipit.errors import IncipitError, Interrupted
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "tune": tune.tune,
     "evaluate": evaluate.evaluate,
     "predict": predict.predict,
+    "serve": serve.serve,
     "show": show.show,
     "list": list_.list_,
     "pretrain": pretrain.pretrain,

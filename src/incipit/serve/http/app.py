@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +43,7 @@ class Options:
 
     keys: who may ask (none: anybody). admin: who may change prompts (none: nobody). timeout: longest deadline of a
     request in seconds, and its default. new: tokens to write where neither request nor prompt says. rows: answers of
-    one request. by_prompt: figures by the prompt's name.
+    one request. by_prompt: figures by the prompt's name. hidden: texts that no error tells, as the library's place.
     """
 
     name: str = ""
@@ -54,6 +54,7 @@ class Options:
     new: int = 16
     rows: int = MAX_ROWS
     by_prompt: bool = False
+    hidden: tuple[str, ...] = ()
 
 
 class Ready(BaseModel):
@@ -87,7 +88,7 @@ def make_app(engine: AnyEngine, store: AnyStore, options: Options | None = None)
     app.include_router(shelf.router(desk))
     gate = Gate(app, keys=options.keys, admin=options.admin, limits=options.limits, meters=meters, stop=engine.stop)
     _watched(app, gate, desk)
-    _failures(app)
+    _failures(app, options.hidden)
     return gate
 
 
@@ -142,7 +143,7 @@ def _policy(page: str) -> str:
     )
 
 
-def _failures(app: FastAPI) -> None:
+def _failures(app: FastAPI, hidden: Sequence[str]) -> None:
     """Every error in OpenAI's shape."""
 
     @app.exception_handler(Refusal)
@@ -151,7 +152,10 @@ def _failures(app: FastAPI) -> None:
 
     @app.exception_handler(IncipitError)
     async def failed(_: Request, error: IncipitError) -> Response:
-        return Refusal.of(error).response()
+        refusal = Refusal.of(error)
+        for place in filter(None, hidden):
+            refusal.message = refusal.message.replace(place, "LIBRARY")
+        return refusal.response()
 
     @app.exception_handler(RequestValidationError)
     async def wrong(_: Request, error: RequestValidationError) -> Response:
