@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from incipit import files
-from incipit.errors import ArtifactError, DataError, StorageError
+from incipit.errors import ArtifactError, StorageError
 from incipit.prompts import Prompt, build
 
 if TYPE_CHECKING:
@@ -205,10 +205,17 @@ def load(place: files.PathLike) -> Artifact:
 
 def read_card(path: files.PathLike, place: str) -> dict[str, Any]:
     """A card.json with its schema checked; ArtifactError for one of another version or with parts missing."""
+    return parse_card(files.read_bytes(path), place)
+
+
+def parse_card(data: bytes, place: str) -> dict[str, Any]:
+    """The same of bytes that were read already."""
     try:
-        card = files.read_json(path)
-    except DataError as error:
-        raise ArtifactError(f"{place!r}: {error}") from error
+        card = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"{place!r}: {CARD} is not valid JSON: {error}; restore or rewrite the file"
+        ) from error
     if not isinstance(card, dict) or not isinstance(card.get("schema"), int):
         raise ArtifactError(f"{place!r}: card.json names no schema; it is no prompt artifact")
     if card["schema"] > SCHEMA:

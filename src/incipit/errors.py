@@ -9,7 +9,15 @@ IncipitError
 ├── StorageError     the disk refused (full, read-only, no permission)
 ├── TrainingError    a run stopped: NaN, changed settings, interrupted
 │   └── Interrupted  Ctrl-C; the state is saved and the message says how to resume
-└── InteropError     a foreign file (PEFT, .npy) cannot be read or written exactly
+├── InteropError     a foreign file (PEFT, .npy) cannot be read or written exactly
+└── ServeError       the server does not take a request; `retry_after` says when to come back, where that helps
+    ├── AskError       the request itself is wrong
+    ├── TooLong        prompt, input and new tokens do not fit the model or the server's memory
+    ├── UnknownPrompt  no prompt goes by that name
+    ├── ClientLimit    this client has as many requests under way as it may
+    ├── Saturated      everybody together asks for more than the server can do in time
+    ├── Draining       the server is shutting down
+    └── EngineDown     the engine failed and is coming back
 """
 
 from __future__ import annotations
@@ -56,6 +64,42 @@ class Interrupted(TrainingError):
 
 class InteropError(IncipitError):
     """A foreign file cannot be read or written exactly."""
+
+
+class ServeError(IncipitError):
+    """The server does not take a request. retry_after: seconds until it may; None where waiting does not help."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class AskError(ServeError):
+    """The request itself is wrong."""
+
+
+class TooLong(ServeError):
+    """Prompt, input and new tokens do not fit."""
+
+
+class UnknownPrompt(ServeError):
+    """No prompt goes by that name."""
+
+
+class ClientLimit(ServeError):
+    """This client has as many requests under way as it may."""
+
+
+class Saturated(ServeError):
+    """Everybody together asks for more than the server can do in time."""
+
+
+class Draining(ServeError):
+    """The server is shutting down."""
+
+
+class EngineDown(ServeError):
+    """The engine failed and is coming back."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -259,6 +259,29 @@ def remove_run(folder: PathLike) -> None:
             (Path(folder) / name).unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch_folder(content: Mapping[str, bytes]) -> Iterator[Path]:
+    """A folder with these files, gone when the block ends."""
+    with tempfile.TemporaryDirectory() as scratch, storage(scratch, "writing"):
+        for name, data in content.items():
+            (Path(scratch) / Path(name).name).write_bytes(data)
+        yield Path(scratch)
+
+
+def copy_folder(folder: PathLike, target: PathLike) -> None:
+    """Copy the files of a folder; the target is there whole or not at all, and what was there is replaced."""
+    with atomic_folder(target, overwrite=True) as part:
+        for name in folder_files(folder) or []:
+            shutil.copyfile(Path(folder) / name, part / name)
+
+
+def remove_folder(path: PathLike) -> None:
+    """Remove a folder and all that is in it; nothing happens when there is none."""
+    with storage(path, "removing"):
+        if Path(path).exists():
+            shutil.rmtree(path)
+
+
 def remove_parts(folder: PathLike) -> None:
     """Remove what writers left unfinished in a folder when they were killed; nobody else may be writing there."""
     for part in Path(folder).glob(".*.part"):

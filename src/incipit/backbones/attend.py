@@ -14,7 +14,7 @@ import contextvars
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,6 @@ from incipit.backbones.shared import attention as beside_shared
 from incipit.backbones.stream import Stream
 from incipit.backbones.twoparts import Prefix
 from incipit.backbones.twoparts import attention as two_parts
-from incipit.backbones.unpadded import Rows
 from incipit.injection import LayerShape
 
 ATTENTION = "incipit"  # name under which the attention function is registered
@@ -72,6 +71,15 @@ def injected(entering: Entering) -> Iterator[Entering]:
         _entering.reset(token)
 
 
+class Running(Protocol):
+    """One row that is many on its way through a model (`Streaming`, `unpadded.Rows`, `slots.Pass`)."""
+
+    def attention(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, rest: Mapping[str, Any]
+    ) -> Tensor:
+        """What attention gives [1, M, N, D]; `rest` is what the layer asks for besides."""
+
+
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
@@ -79,7 +87,7 @@ def attention(
 
     A model that is given `incipit_stream` hands it on: its one row is then many (see stream.py, unpadded.py).
     """
-    running: Streaming | Rows | None = kwargs.pop("incipit_stream", None)
+    running: Running | None = kwargs.pop("incipit_stream", None)
     if running is not None:
         return running.attention(module, query, key, value, kwargs), None
     entering = _entering.get()
@@ -196,16 +204,21 @@ class Streaming:
 
 
 def streamed(
-    model: Any, embeds: Tensor, positions: Tensor, running: Streaming, layer: nn.Module | None, asked: Asked
+    model: Any,
+    embeds: Tensor,
+    positions: Tensor,
+    running: Running,
+    layer: nn.Module | None = None,
+    asked: Asked | None = None,
 ) -> Tensor:
-    """Last hidden states [m, H] at the asked slots of a stream; embeds [M, H], positions [M].
+    """Last hidden states [m, H] at the asked slots of a stream (None: [M, H]); embeds [M, H], positions [M].
 
     layer: the last one, where it may be run for the asked slots alone (see ending.py), around module `running.last`.
     5.23: a mask of four dimensions is taken as it is, and arguments unknown to the model reach its attention.
     """
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
 
-    def run(running: Streaming) -> Tensor:
+    def run(running: Running) -> Tensor:
         out: Tensor = model(
             inputs_embeds=embeds[None],
             position_ids=positions[None],
@@ -215,6 +228,9 @@ def streamed(
         ).last_hidden_state
         return out[0]
 
+    if asked is None:
+        return run(running)
+    assert isinstance(running, Streaming)
     if layer is None or internals.recomputes(layer) or 2 * len(asked) > len(embeds):
         return run(replace(running, last=0))[asked.slots]
     running = replace(running, seen={} if running.seen is None else running.seen)

@@ -123,7 +123,7 @@ class EncoderDecoderBackbone(SiteBackbone):
         running = unpadded.Rows(laid, mask.flatten()[laid.taken], at, self.holders, positioned)
         return unpadded.encoded(self.encoder, embeds, running)
 
-    def _decode(self, hidden: Tensor, mask: Tensor, target_ids: Tensor, keep: Tensor) -> Tensor:
+    def target_logits(self, hidden: Tensor, mask: Tensor, target_ids: Tensor, keep: Tensor) -> Tensor:
         """Logits [M, V] of the target positions `keep` [B, U], each from the targets before it."""
         self._check_length(target_ids.shape[1])
         first = torch.full_like(target_ids[:, :1], self.start_id)
@@ -153,7 +153,7 @@ class EncoderDecoderBackbone(SiteBackbone):
         keep = batch.labels != IGNORE
         hidden, mask = self.read(batch, injection)
         with self.entering(injection, among=("decoder", "cross")):
-            logits = self._decode(hidden, mask, batch.target_ids, keep)
+            logits = self.target_logits(hidden, mask, batch.target_ids, keep)
         return token_nll(logits, batch.labels[keep], keep.nonzero()[:, 0], len(batch))
 
     def next_token(self, batch: Batch, injection: Injection | None) -> Tensor:
@@ -163,7 +163,7 @@ class EncoderDecoderBackbone(SiteBackbone):
             start = batch.input_ids.new_zeros(len(batch), 1)
             hidden, mask = self.read(batch, injection)
             with self.entering(injection, among=("decoder", "cross")):
-                logits = self._decode(hidden, mask, start, torch.ones_like(start, dtype=torch.bool))
+                logits = self.target_logits(hidden, mask, start, torch.ones_like(start, dtype=torch.bool))
             return widened(logits).log_softmax(dim=-1)
 
     def choices(self, batch: Batch, injection: Injection | None, ends: Candidates) -> list[list[float]]:
@@ -181,7 +181,7 @@ class EncoderDecoderBackbone(SiteBackbone):
                 rows, keep = which[some], live[some]
                 mine = injection.with_rows(injection.rows[rows]) if injection is not None else None
                 with self.entering(mine, among=("decoder", "cross")):
-                    logits = self._decode(hidden[rows], mask[rows], ids[some], keep)
+                    logits = self.target_logits(hidden[rows], mask[rows], ids[some], keep)
                 nll, _ = token_nll(logits, ids[some][keep], keep.nonzero()[:, 0], len(rows))
                 found += (-nll).tolist()
         logs_of = iter(found)
@@ -245,13 +245,13 @@ class EncoderDecoderBackbone(SiteBackbone):
         with torch.no_grad():
             hidden = self.encoder(inputs_embeds=self.embed(ids), attention_mask=mask.long()).last_hidden_state
             folds, self.folds, self.direct_head = self.folds, False, False
-            whole = self._decode(hidden, mask, ids[:, :3], keep)
+            whole = self.target_logits(hidden, mask, ids[:, :3], keep)
             self.direct_head = True
-            self.direct_head = near(whole, self._decode(hidden, mask, ids[:, :3], keep), 1e-5)
+            self.direct_head = near(whole, self.target_logits(hidden, mask, ids[:, :3], keep), 1e-5)
             if self.direct_head and folds:
                 self.folds = True
                 try:
-                    self.folds = near(whole, self._decode(hidden, mask, ids[:, :3], keep), self._loose)
+                    self.folds = near(whole, self.target_logits(hidden, mask, ids[:, :3], keep), self._loose)
                 except _FAULTS:
                     self.folds = False
         if not self.direct_head:
@@ -301,13 +301,13 @@ class EncoderDecoderBackbone(SiteBackbone):
                 embeds, target = self.embed(ids), ids[:, :2]
                 whole = self.encoder(inputs_embeds=embeds, attention_mask=sees).last_hidden_state
                 keep = torch.ones_like(target, dtype=torch.bool)
-                joint = self._decode(whole, torch.ones_like(ids, dtype=torch.bool), target, keep)
+                joint = self.target_logits(whole, torch.ones_like(ids, dtype=torch.bool), target, keep)
                 rows = torch.zeros(1, dtype=torch.int64, device=self.device)
                 apart = self.prefill(Injection(rows, inputs=embeds[:, :3], isolated=True))
                 mask = torch.ones(1, 3, dtype=torch.bool, device=self.device)
                 text = self._states(embeds[:, 3:], mask, apart)
                 with self.entering(apart, among=("cross",)):
-                    logits = self._decode(text, mask, target, keep)
+                    logits = self.target_logits(text, mask, target, keep)
         except _FAULTS as error:
             return f"it cannot read a prompt apart ({str(error).splitlines()[0]})"
         same = near(whole[:, 3:], text, self._loose) and near(joint, logits, self._loose)

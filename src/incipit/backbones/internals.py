@@ -188,6 +188,25 @@ def projected(modules: Sequence[Any], states: Tensor) -> tuple[tuple[Tensor, ...
     return tuple(heads(m, m.k) for m in modules), tuple(heads(m, m.v) for m in modules)
 
 
+def decoder_stream(decoder: Any, ids: Tensor, running: object) -> Tensor:
+    """Last states [M, H] of a decoder's rows, one token each [1, M]; all attention is left to `running`.
+
+    5.23: masks of four dimensions are taken as they are, and arguments unknown to T5's stack reach its attention. What
+    it projects of the one encoder state is not read.
+    """
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+    weight = decoder.get_input_embeddings().weight
+    out: Tensor = decoder(
+        input_ids=ids,
+        attention_mask=mask,
+        encoder_hidden_states=weight.new_zeros(1, 1, weight.shape[1]),
+        encoder_attention_mask=mask,
+        use_cache=False,
+        incipit_stream=running,
+    ).last_hidden_state
+    return out[0]
+
+
 def unprojected(modules: Sequence[Any]) -> bool:
     """Whether each cross-attention is q k^T with plain products for keys and values, so that it can be `folded`.
 

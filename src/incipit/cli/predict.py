@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from incipit.decode import Prediction
     from incipit.ensemble import Saved
     from incipit.questions import Asked
+    from incipit.serve.client import Client, Remote
 
 
 class Format(StrEnum):
@@ -45,6 +47,15 @@ def predict(
         Format, typer.Option(help="text: one answer a line. jsonl: also input, prompt, probabilities.")
     ] = Format.text,
     backbone: options.BackboneName = "",
+    server: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            help="Ask a running `incipit serve`; the prompts are then names that it knows. A key is taken from "
+            "INCIPIT_API_KEY.",
+            show_default=False,
+        ),
+    ] = "",
     debug: options.Debug = False,
 ) -> None:
     """Answer inputs with prompts.
@@ -64,10 +75,19 @@ def predict(
     if not names:
         raise typer.BadParameter(f"no ARTIFACT before {source!r}; name the folder of a prompt")
     asked = _asked(source, text)
-    loaded = opened.readers(names)
-    pairs = _pairs(loaded, asked)
-    backbone_ = opened.Backbones(backbone).of(loaded[0])
-    answers = _answers(loaded, pairs, asked, backbone_)
+    if server:
+        if backbone:
+            raise typer.BadParameter("--server has its own backbone; leave --backbone out")
+        client = _client(server)
+        remotes = [client.prompt(name) for name in names]
+        loaded: Sequence[Artifact | Saved | Remote] = remotes
+        pairs = _pairs(loaded, asked)
+        answers = client.predict(remotes, asked, pairs)
+    else:
+        readers = opened.readers(names)
+        loaded = readers
+        pairs = _pairs(loaded, asked)
+        answers = _answers(readers, pairs, asked, opened.Backbones(backbone).of(readers[0]))
     for (i, k), answer in zip(pairs, answers, strict=True):
         if format is Format.jsonl:
             row: dict[str, Any] = {"input": asked[i][0], "prompt": loaded[k].name, "answer": answer.text}
@@ -78,6 +98,12 @@ def predict(
             typer.echo(output.one_line(answer.text))
         else:
             typer.echo(f"{loaded[k].name}\t{output.one_line(answer.text)}")
+
+
+def _client(server: str) -> Client:
+    from incipit.serve.client import Client
+
+    return Client(server, os.environ.get("INCIPIT_API_KEY", ""))
 
 
 def _asked(source: str, texts: Sequence[str]) -> list[tuple[Asked, str]]:
@@ -98,7 +124,9 @@ def _asked(source: str, texts: Sequence[str]) -> list[tuple[Asked, str]]:
     return asked
 
 
-def _pairs(loaded: Sequence[Artifact | Saved], asked: Sequence[tuple[Asked, str]]) -> list[tuple[int, int]]:
+def _pairs(
+    loaded: Sequence[Artifact | Saved | Remote], asked: Sequence[tuple[Asked, str]]
+) -> list[tuple[int, int]]:
     """Which input is answered by which prompt."""
     from incipit import questions
     from incipit.errors import DataError, nearest

@@ -40,18 +40,18 @@ def log_scores(
     rooms: Sequence[int],
 ) -> list[list[float]]:
     """log p(choice | prompt, input) of each example's choices, in their order: `rank` before its softmax."""
-    candidates = [_candidates(backbone, e, room) for e, room in zip(examples, rooms, strict=True)]
-    if all(c.input_ids == cs[0].input_ids for cs in candidates for c in cs):
-        asked, readers = [cs[0] for cs in candidates], list(rows)
-        ends = [[c.target_ids for c in cs] for cs in candidates]
+    each = [candidates(backbone, e, room) for e, room in zip(examples, rooms, strict=True)]
+    if all(c.input_ids == cs[0].input_ids for cs in each for c in cs):
+        asked, readers = [cs[0] for cs in each], list(rows)
+        ends = [[c.target_ids for c in cs] for cs in each]
     else:  # a tokenizer that joins the last word of an input and a label: every candidate has its own input
-        asked = [c for cs in candidates for c in cs]
-        readers = [row for cs, row in zip(candidates, rows, strict=True) for _ in cs]
+        asked = [c for cs in each for c in cs]
+        readers = [row for cs, row in zip(each, rows, strict=True) for _ in cs]
         ends = [[c.target_ids] for c in asked]
     batch = collate(asked, readers, pad_id=backbone.pad_id).to(backbone.device)
     flat = [log for logs in backbone.choices(batch, stacked(prompts, batch.rows), ends) for log in logs]
     found = iter(flat)
-    return [[next(found) for _ in cs] for cs in candidates]
+    return [[next(found) for _ in cs] for cs in each]
 
 
 def class_scores(
@@ -72,7 +72,8 @@ def class_scores(
     return [row[:count] for row, count in zip(logits.float().tolist(), classes, strict=True)]
 
 
-def _candidates(backbone: Backbone, example: Example, room: int) -> list[Encoded]:
+def candidates(backbone: Backbone, example: Example, room: int) -> list[Encoded]:
+    """Each choice of an example behind its input, as token ids; the end token is scored where it must be."""
     if not example.choices:
         raise DataError(
             f'{example.source or "an example"} has no choices to rank: set decode.mode = "generate"'

@@ -1,0 +1,356 @@
+"""Rows that join and leave between steps: keys and values in slots, each prompt's in one place for all its rows.
+
+# B rows of a pass, M new slots of the stream, R prompts at hand, N key/value heads, G query heads of each, Q queries,
+# S own positions, P length, D head dim
+o = softmax([q Kp^T, q K^T]) [Vp; V] as in shared.py, with memory that outlives a pass: what a row has read stays in its
+slot, what its prompt is stands once, and one pass reads any number of new positions of every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from incipit.injection import Injection, LayerShape
+
+
+class Slots:
+    """Keys and values [slots, N, room, D] of each layer; zero where nothing was written: masked numbers are finite."""
+
+    def __init__(
+        self, shapes: Sequence[LayerShape], slots: int, room: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.room = room
+
+        def empty(heads: int, size: int) -> Tensor:
+            return torch.zeros(slots, heads, room, size, dtype=dtype, device=device)
+
+        self.keys = [empty(s.kv_heads, s.head_dim) for s in shapes]
+        self.values = [empty(s.kv_heads, s.value_dim) for s in shapes]
+
+    def clear(self, slot: int) -> None:
+        """Write zeros: after a row whose numbers were not finite."""
+        for tensor in (*self.keys, *self.values):
+            tensor[slot] = 0
+
+
+class Shelf:
+    """Prompts that are being read: keys and values [R, N, P, D] of each layer, right-aligned, in places 0..used - 1.
+
+    Places move when a prompt leaves, so that those in use stand side by side; `place` says where one is now.
+    """
+
+    def __init__(self, shapes: Sequence[LayerShape], dtype: torch.dtype, device: torch.device) -> None:
+        self.shapes, self.dtype, self.device = tuple(shapes), dtype, device
+        self.place: dict[str, int] = {}
+        self.readers: dict[str, int] = {}
+        self.live = torch.zeros(0, 0, dtype=torch.bool, device=device)  # [R, P]
+        self.lengths: dict[str, int] = {}
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self._grow(4, 4)
+
+    @property
+    def length(self) -> int:
+        """P of the longest prompt in use."""
+        return max(self.lengths.values(), default=0)
+
+    def enter(self, name: str, make: Callable[[], Injection]) -> None:
+        """One more row reads the prompt `name`; `make` gives its keys and values (K = 1) when it is not here yet."""
+        if name in self.readers:
+            self.readers[name] += 1
+            return
+        injection = make()
+        assert injection.key_live is not None
+        alive = injection.key_live[0]
+        length, at = int(alive.sum()), len(self.place)
+        rows, wide = self.live.shape
+        if at >= rows or length > wide:
+            self._grow(2 * rows if at >= rows else rows, max(wide, -(-length // 16) * 16))
+        self.place[name], self.readers[name], self.lengths[name] = at, 1, length
+        pairs = ((self.keys, injection.keys), (self.values, injection.values))
+        for whole, parts in pairs:
+            for layer, part in enumerate(parts["decoder"]):
+                whole[layer][at] = 0
+                whole[layer][at, :, whole[layer].shape[2] - length :] = part[0, :, alive]
+        self.live[at] = False
+        self.live[at, self.live.shape[1] - length :] = True
+
+    def leave(self, name: str) -> None:
+        """A row of the prompt is gone; after the last one, the prompt in the last place moves to where it was."""
+        self.readers[name] -= 1
+        if self.readers[name]:
+            return
+        at = self.place.pop(name)
+        del self.readers[name], self.lengths[name]
+        last = len(self.place)
+        if at != last:
+            moved = next(n for n, place in self.place.items() if place == last)
+            self.place[moved] = at
+            for tensor in (*self.keys, *self.values, self.live):
+                tensor[at] = tensor[last]
+
+    def _grow(self, rows: int, wide: int) -> None:
+        live = torch.zeros(rows, wide, dtype=torch.bool, device=self.device)
+        old_rows, old = self.live.shape
+        if old:
+            live[:old_rows, wide - old :] = self.live
+        self.live = live
+
+        def grown(before: list[Tensor], sizes: list[int]) -> list[Tensor]:
+            out = []
+            for layer, (shape, size) in enumerate(zip(self.shapes, sizes, strict=True)):
+                tensor = torch.zeros(rows, shape.kv_heads, wide, size, dtype=self.dtype, device=self.device)
+                if old:
+                    tensor[:old_rows, :, wide - old :] = before[layer]
+                out.append(tensor)
+            return out
+
+        self.keys = grown(self.keys, [s.head_dim for s in self.shapes])
+        self.values = grown(self.values, [s.value_dim for s in self.shapes])
+
+
+@dataclass(frozen=True)
+class Far:
+    """How the rows of a part read the shelf. Groups of (places, row of the part at each [places, rows], and for each of
+    the group's rows: which row of the part, which cell). live [B, P]. lengths [B]."""
+
+    groups: tuple[tuple[slice | Tensor, Tensor, Tensor, Tensor], ...]
+    live: Tensor
+    whole: bool  # one group with every row in its own cell, in order
+
+
+def far_of(shelf: Shelf, names: Sequence[str | None], device: torch.device) -> Far | None:
+    """The arrangement for rows that read these prompts (None: no prompt); None where nobody reads one."""
+    length = shelf.length
+    if not length:
+        return None
+    rows: dict[int, list[int]] = {}
+    for row, name in enumerate(names):
+        if name is not None and shelf.lengths[name]:
+            rows.setdefault(shelf.place[name], []).append(row)
+    if not rows:
+        return None
+    places = sorted(rows, key=lambda p: (-len(rows[p]), p))
+    groups: list[tuple[slice | Tensor, Tensor, Tensor, Tensor]] = []
+    while places:  # together those with at least half as many rows as the first, so that little is padded
+        deep = len(rows[places[0]])
+        some = sorted(p for p in places if 2 * len(rows[p]) >= deep)
+        places = [p for p in places if 2 * len(rows[p]) < deep]
+        cells = [[*rows[p], *[rows[p][0]] * (deep - len(rows[p]))] for p in some]
+        mine = [(row, i * deep + j) for i, p in enumerate(some) for j, row in enumerate(rows[p])]
+        run = some == list(range(some[0], some[0] + len(some)))
+        groups.append(
+            (
+                slice(some[0], some[-1] + 1) if run else torch.tensor(some, device=device),
+                torch.tensor(cells, device=device),
+                torch.tensor([row for row, _ in mine], device=device),
+                torch.tensor([cell for _, cell in mine], device=device),
+            )
+        )
+    wide = shelf.live.shape[1]
+    blank = torch.zeros(length, dtype=torch.bool, device=device)
+    live = torch.stack(
+        [shelf.live[shelf.place[n], wide - length :] if n is not None else blank for n in names]
+    )
+    first = groups[0]
+    count = len(names)
+    whole = len(groups) == 1 and first[1].flatten().tolist() == list(range(count)) == first[3].tolist()
+    return Far(tuple(groups), live, whole)
+
+
+@dataclass
+class Part:
+    """Rows of a pass that have the same number of queries (padded): where they are in stream and slots.
+
+    take [B, Q]: slot of the stream of each query (padding repeats a row's last). back [n]: index into [B * Q] of each
+    of this part's slots of the stream; both None where that is the identity and Q = 1. depth [B, Q]: how far a query
+    stands in its row. rows: slots of the cache, a slice where they are side by side. seen: own positions that anybody
+    sees. prompt [B]: live length of each row's prompt.
+    """
+
+    first: int
+    count: int
+    take: Tensor | None
+    back: Tensor | None
+    depth: Tensor
+    rows: slice | Tensor
+    seen: int
+    far: Far | None
+    prompt: Tensor  # [B], live length of each row's prompt
+    bias: Callable[[nn.Module, Tensor, int], Tensor] | None = None
+    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None) -> Tensor:
+        """What a query must not see [B, 1, 1, Q, P + S]."""
+        if window not in self._masks:
+            at = torch.arange(self.seen, device=self.depth.device)
+            depth = self.depth[..., None]
+            hidden = at > depth  # [B, Q, S]
+            if window is not None:
+                hidden = hidden | (depth - at >= window)
+            if self.far is not None:
+                length = self.far.live.shape[1]
+                far = ~self.far.live[:, None].expand(-1, self.depth.shape[1], -1)
+                if window is not None:
+                    before = torch.arange(length, 0, -1, device=at.device)
+                    far = far | (depth + before >= window)
+                hidden = torch.cat([far, hidden], dim=-1)
+            self._masks[window] = hidden[:, None, None]
+        return self._masks[window]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass over new positions of rows in slots: what `attend.attention` hands every layer to.
+
+    own: id(module) -> its layer. write: slot and position of each place of the stream [M].
+    """
+
+    slots: Slots
+    shelf: Shelf
+    own: Mapping[int, int]
+    parts: tuple[Part, ...]
+    write: tuple[Tensor, Tensor]
+
+    def attention(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, rest: Mapping[str, Any]
+    ) -> Tensor:
+        """query [1, N * G, M, D], key and value [1, N, M, D] -> [1, M, N * G, D]."""
+        layer = self.own[id(module)]
+        keys, values = self.slots.keys[layer], self.slots.values[layer]
+        slot, position = self.write
+        keys[slot, :, position] = key[0].transpose(0, 1).to(keys.dtype)  # [M, N, D]
+        values[slot, :, position] = value[0].transpose(0, 1).to(values.dtype)
+        scaling = rest.get("scaling") or query.shape[-1] ** -0.5
+        flat = (query[0].transpose(0, 1) * scaling).to(values.dtype)  # [M, N * G, D]
+        window, cap = rest.get("sliding_window"), rest.get("softcap")
+        done = [self._part(part, module, layer, flat, keys, values, window, cap) for part in self.parts]
+        out = done[0] if len(done) == 1 else torch.cat(done)
+        return out.to(query.dtype)[None]
+
+    def _part(
+        self,
+        part: Part,
+        module: nn.Module,
+        layer: int,
+        flat: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        window: int | None,
+        cap: float | None,
+    ) -> Tensor:
+        """[n, N * G, D] of the slots of one part."""
+        kv = keys.shape[1]
+        q = (
+            flat[part.first : part.first + part.count, :, None]
+            if part.take is None
+            else flat[part.take].transpose(1, 2)
+        )
+        q = q.unflatten(1, (kv, -1))  # [B, N, G, Q, D]
+        k, v = keys[part.rows, :, : part.seen], values[part.rows, :, : part.seen]
+        scores = (q.flatten(2, 3) @ k.mT).unflatten(2, q.shape[2:4])  # [B, N, G, Q, S]
+        if part.bias is not None:
+            scores = scores + part.bias(module, part.depth, part.seen)
+        length = 0
+        if part.far is not None:
+            length = part.far.live.shape[1]
+            front = _far(part.far, q, self.shelf.keys[layer][:, :, -length:], None)
+            scores = torch.cat([front, scores], dim=-1)
+        if scores.dtype in (torch.bfloat16, torch.float16):
+            scores = scores.float()
+        if cap is not None:
+            scores = scores.div_(cap).tanh_().mul_(cap)
+        weights = scores.masked_fill_(part.mask(window), -torch.inf).softmax(dim=-1).to(v.dtype)
+        out: Tensor = (weights[..., length:].flatten(2, 3) @ v).unflatten(2, q.shape[2:4])  # [B, N, G, Q, D]
+        if part.far is not None:
+            out = out + _far(part.far, weights[..., :length], None, self.shelf.values[layer][:, :, -length:])
+        if part.back is None:
+            return out.flatten(1, 3)  # Q = 1
+        by_query: Tensor = out.permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(1, 2)  # [B * Q, N * G, D]
+        return by_query[part.back]
+
+
+def _far(far: Far, rows: Tensor, keys: Tensor | None, values: Tensor | None) -> Tensor:
+    """rows [B, N, G, Q, X] times each one's prompt: keys [R, N, P, D] transposed, or values as they are."""
+    given = keys if keys is not None else values
+    assert given is not None
+    shape = rows.shape[1:4]
+    out: Tensor | None = None
+    for places, cells, mine, cell in far.groups:
+        there = given[places]
+        there = there.mT if keys is not None else there  # [R, N, X, Y]
+        prompts, deep = cells.shape
+        part = rows if far.whole else rows[cells.flatten()]
+        part = part.unflatten(0, (prompts, deep)).transpose(1, 2).flatten(2, 4)  # [R, N, rows * G * Q, X]
+        made: Tensor = (part @ there).unflatten(2, (deep, *shape[1:]))  # [R, N, rows, G, Q, Y]
+        made = made.transpose(1, 2).flatten(0, 1)  # [cells, N, G, Q, Y]
+        if far.whole:
+            return made
+        if out is None:
+            out = rows.new_zeros(rows.shape[0], *shape, there.shape[-1])
+        out[mine] = made[cell]
+    assert out is not None
+    return out
+
+
+def lay(
+    slots: Slots,
+    shelf: Shelf,
+    own: Mapping[int, int],
+    rows: Sequence[tuple[int, int, int, str | None]],
+    bias: Callable[[nn.Module, Tensor, int], Tensor] | None = None,
+) -> tuple[Pass, list[int], Tensor, Tensor]:
+    """(pass, order, last, positions) for rows of (slot, positions read before, new positions, prompt).
+
+    order: the rows as they stand in the stream. last [B]: slot of the stream of each row's last position, in the order
+    given. positions [M]: of each slot of the stream, prompts counted.
+    """
+    device = shelf.device
+    single = sorted((i for i, r in enumerate(rows) if r[2] == 1), key=lambda i: rows[i][0])
+    longer = [i for i, r in enumerate(rows) if r[2] > 1]
+    order = single + longer
+    slot = torch.tensor([rows[i][0] for i in order])
+    start = torch.tensor([rows[i][1] for i in order])
+    count = torch.tensor([rows[i][2] for i in order])
+    prompt = torch.tensor([shelf.lengths[n] if (n := rows[i][3]) is not None else 0 for i in order])
+    ends = count.cumsum(0)
+    within = torch.arange(int(ends[-1])) - (ends - count).repeat_interleave(count)
+    depth = start.repeat_interleave(count) + within  # [M]
+    parts = []
+    for some, low in ((single, 0), (longer, len(single))):
+        if not some:
+            continue
+        span = slice(low, low + len(some))
+        wide = int(count[span].max())
+        inner = torch.minimum(torch.arange(wide), count[span, None] - 1)  # [B, Q]
+        begin = (ends - count)[span, None]
+        take = back = None
+        if wide > 1:
+            take = (begin + inner).to(device)
+            back = torch.cat([torch.arange(int(n)) + i * wide for i, n in enumerate(count[span])]).to(device)
+        used = slot[span]
+        low_slot, dense = int(used[0]), int(used[-1]) - int(used[0]) == len(some) - 1 and some is single
+        parts.append(
+            Part(
+                int(begin[0]),
+                int(count[span].sum()),
+                take,
+                back,
+                (start[span, None] + inner).to(device),
+                slice(low_slot, low_slot + len(some)) if dense else used.to(device),
+                int((start + count)[span].max()),
+                far_of(shelf, [rows[i][3] for i in some], device),
+                prompt[span].to(device),
+                bias,
+            )
+        )
+    last = torch.empty(len(rows), dtype=torch.int64)
+    last[torch.tensor(order)] = ends - 1
+    write = slot.repeat_interleave(count).to(device), depth.to(device)
+    positions = (prompt.repeat_interleave(count) + depth).to(device)
+    return Pass(slots, shelf, own, tuple(parts), write), order, last.to(device), positions

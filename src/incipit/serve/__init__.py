@@ -1,0 +1,1 @@
+"""Serving: mixed-task batches over one frozen backbone."""

@@ -1,0 +1,1 @@
+"""The server's HTTP side: OpenAI's shapes over any engine and prompt store of `incipit.serve.asks`."""

@@ -1,0 +1,98 @@
+"""uvicorn with a shutdown that loses nothing: SIGTERM -> not ready, running requests finish, new ones 503, exit 0."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import uvicorn
+
+from incipit.errors import ServeError
+from incipit.serve.http import logs
+from incipit.serve.http.gate import Gate
+
+KEPT_ALIVE = 75  # seconds that an idle connection stays open
+LAST = 5  # seconds for answers that are on their way when the grace is over
+
+
+class Server(uvicorn.Server):
+    """Serves one Gate on one socket. grace: seconds that running requests get after the first signal.
+
+    A second signal ends at once. told: called with host and port when the server listens.
+    """
+
+    def __init__(
+        self, gate: Gate, *, grace: float = 30.0, told: Callable[[str, int], None] | None = None
+    ) -> None:
+        config = uvicorn.Config(
+            gate, log_config=None, access_log=False, lifespan="on", server_header=False, ws="none",
+            timeout_keep_alive=KEPT_ALIVE, timeout_graceful_shutdown=LAST,
+        )  # fmt: skip
+        super().__init__(config)
+        self.gate, self.grace, self.told = gate, grace, told
+        self._since: float | None = None
+
+    def drain(self) -> None:
+        """Take no more requests, and exit when the running ones have ended. From any thread."""
+        if self._since is None:
+            self._since = time.monotonic()
+            self.gate.draining = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal: the first drains, the second ends."""
+        if self._since is not None:
+            self.should_exit = self.force_exit = True
+        self.drain()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own would raise the signal again at the end, and the exit status would not be 0."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {s: signal.signal(s, self.handle_exit) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and tell where."""
+        await super().startup(sockets)
+        if self.started and self.told is not None:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            self.told(host, port)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to exit."""
+        done = await super().on_tick(counter)
+        if self._since is None or done:
+            return done
+        waited = time.monotonic() - self._since
+        if self.gate.active and waited < self.grace:
+            return False
+        logs.tell("drained", waited=round(waited, 3), left=self.gate.active)
+        await asyncio.to_thread(self.gate.stop)  # who is still there is told so
+        return True
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A bound socket; raises ServeError for an address that is taken or not ours. port 0: any free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        raise ServeError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port"
+        ) from error
+    return found

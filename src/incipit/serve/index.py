@@ -1,0 +1,176 @@
+"""What a library holds, from its cards alone: no tensor is read, and little is kept of each."""
+
+from __future__ import annotations
+
+import sys
+from bisect import insort
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from incipit import artifact, files
+from incipit.artifact import CARD, TENSORS
+from incipit.backbones import Backbone
+from incipit.errors import IncipitError, StorageError, UnknownPrompt, nearest
+from incipit.serve.asks import Listed
+
+SHORTEST = 8  # digits of an id that name a version
+
+
+class Index:
+    """entries: id -> Listed. names: name -> ids, in order of place. current: name -> the id that it means."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Listed] = {}
+        self.names: dict[str, list[str]] = {}
+        self.current: dict[str, str] = {}
+        self.aliases: dict[str, str] = {}
+
+    @staticmethod
+    def read(place: str, backbone: Backbone) -> Index:
+        """All artifacts at or below a place; halves and damaged cards are listed with the reason."""
+        if not files.is_remote(place) and not files.exists(place):
+            raise StorageError(f"{place!r} does not exist; name a folder below which `incipit tune` wrote")
+        try:
+            cards, tensors = (set(files.list_folders(place, name)) for name in (CARD, TENSORS))
+        except (OSError, ValueError, ImportError) as error:
+            raise StorageError(f"listing {place!r} failed: {error}; check the address and access") from error
+        index, known = Index(), dict[str, str]()
+        for folder in sorted(cards | tensors):
+            missing = [n for n, there in ((CARD, cards), (TENSORS, tensors)) if folder not in there]
+            index.put(_entry(folder, missing, backbone, known))
+        return index
+
+    def put(self, entry: Listed) -> None:
+        """Add a version; equal content that lies twice is one."""
+        if entry.id not in self.entries:
+            self.entries[entry.id] = entry
+            self.names.setdefault(entry.name, []).append(entry.id)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what store.json says, as far as it is still there."""
+        self.aliases = {
+            a: i for a, i in state.get("aliases", {}).items() if i in self.entries and a not in self.names
+        }
+        self.current = {n: i for n, i in state.get("current", {}).items() if i in self.names.get(n, ())}
+
+    def meant(self, name: str) -> str:
+        """The id that a prompt's own name means: what was set, or the last that can be served."""
+        if name in self.current:
+            return self.current[name]
+        ids = self.names[name]
+        return next((i for i in reversed(ids) if not self.entries[i].refused), ids[-1])
+
+    def find(self, name: str) -> Listed:
+        """What a name, an alias, or name@digits means now. Raises UnknownPrompt."""
+        if name in self.names:
+            return self.entries[self.meant(name)]
+        if name in self.aliases:
+            return self.entries[self.aliases[name]]
+        base, _, digits = name.rpartition("@")
+        if base in self.names and len(digits) >= SHORTEST:
+            found = [i for i in self.names[base] if i.startswith(digits)]
+            if len(found) == 1:
+                return self.entries[found[0]]
+            raise UnknownPrompt(
+                f"prompt {base!r} has {len(found)} versions that begin with {digits!r}: see the listing"
+            )
+        hint = nearest(name[:120], [*self.names, *self.aliases])
+        raise UnknownPrompt(f"there is no prompt {name[:120]!r}{hint}")
+
+    def versions(self, name: str) -> list[Listed]:
+        """All versions of a name."""
+        return [self.entries[i] for i in self.names[name]]
+
+    def listed(self, key: str, told: Mapping[str, tuple[str, ...]] | None = None) -> Listed:
+        """An entry with its present aliases."""
+        entry = self.entries[key]
+        told = told if told is not None else self._told()
+        return replace(entry, aliases=told.get(key, ()), current=self.meant(entry.name) == key)
+
+    def listing(self) -> Sequence[Listed]:
+        """Every version, sorted by name."""
+        told = self._told()
+        return [self.listed(i, told) for name in sorted(self.names) for i in self.names[name]]
+
+    def _told(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, list[str]] = {}
+        for alias, key in self.aliases.items():
+            insort(found.setdefault(key, []), alias)
+        return {key: tuple(aliases) for key, aliases in found.items()}
+
+    def refuse(self, key: str, reason: str) -> None:
+        """Remember why a version cannot be served."""
+        if key in self.entries:
+            self.entries[key] = replace(self.entries[key], refused=reason)
+
+    def drop(self, key: str) -> None:
+        """Forget a version."""
+        name = self.entries.pop(key).name
+        self.names[name].remove(key)
+        if self.current.get(name) == key:
+            del self.current[name]
+        if not self.names[name]:
+            del self.names[name]
+
+
+def _entry(folder: str, missing: Sequence[str], backbone: Backbone, known: dict[str, str]) -> Listed:
+    """One folder as it is listed. known: backbone tables seen -> what is wrong with them, found once each."""
+    last = folder.rstrip("/").rsplit("/", 1)[-1]
+    if missing:
+        why = f"{folder!r} is no prompt artifact: {missing[0]} not found there"
+        return Listed(last, digest(folder.encode()), folder, refused=why)
+    try:
+        data = read_bytes(f"{folder.rstrip('/')}/{CARD}")
+        card = artifact.parse_card(data, folder)
+    except IncipitError as error:
+        return Listed(last, digest(folder.encode()), folder, refused=str(error))
+    base = repr(sorted(card["backbone"].items(), key=str))
+    if base not in known:
+        try:
+            known[base] = "; ".join(artifact.differences(card["backbone"], backbone))
+        except (AttributeError, TypeError):
+            known[base] = "its card does not say on which"
+    refused = ""
+    if known[base]:
+        refused = (
+            f"prompt {card['name']!r} was trained on {card['backbone']['name']!r}, this server runs "
+            f"{backbone.name!r}: {known[base]}"
+        )
+    return Listed(card["name"], digest(data), folder, card=short_card(card), refused=refused)
+
+
+def read_bytes(path: str) -> bytes:
+    """A file, local or remote."""
+    if not files.is_remote(path):
+        return files.read_bytes(path)
+    with files.open_data(path) as stream:
+        return stream.read()
+
+
+def digest(card: bytes) -> str:
+    """The id of a version: the sha256 of its card.json."""
+    return files.sha256_bytes(card)
+
+
+def short_card(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What a listing shows, a few hundred bytes of memory; words that many cards share stand once."""
+    task, prompt = card["task"], card["prompt"]
+    return {
+        "task": sys.intern(str(task.get("name", ""))),
+        "kind": sys.intern(str(task["kind"])),
+        "words": tuple(sys.intern(str(w)) for w in task.get("words") or ()),
+        "backbone": sys.intern(str(card["backbone"]["name"])),
+        "parameters": card.get("parameters", 0),
+        "prompt": sys.intern(str(prompt.get("kind", ""))),
+        "length": _length(prompt),
+        "scores": card.get("scores", {}),
+    }
+
+
+def _length(spec: Any) -> int:
+    """The length that a prompt's description names, somewhere within; 0."""
+    if not isinstance(spec, Mapping):
+        return 0
+    own = spec.get("length")
+    return own if isinstance(own, int) else max((_length(v) for v in spec.values()), default=0)

@@ -1,0 +1,95 @@
+"""Prompts as the model reads them: computed once a version, kept while they fit, never dropped while they are read.
+
+# K = 1, P length, L layers, N key/value heads, D head dim
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from incipit.backbones import Backbone, CausalBackbone
+from incipit.batch import Encoded, collate
+from incipit.errors import ArtifactError
+from incipit.injection import Injection
+from incipit.serve.executor import CacheUse
+
+MAX_BYTES = 2**28
+
+
+@dataclass
+class _Kept:
+    injection: Injection
+    bytes: int
+    readers: int = 0
+
+
+class Prefixes:
+    """Version id -> its Injection on the model's device, prefilled where the model shares prefixes.
+
+    The least recently used are dropped beyond `max_bytes`, those that rows read excepted. For one thread.
+    """
+
+    def __init__(self, backbone: Backbone, max_bytes: int = MAX_BYTES) -> None:
+        self.backbone, self.max_bytes = backbone, max_bytes
+        self.bytes = self.hits = self.misses = 0
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+
+    def take(self, version: Any) -> Injection:
+        """The prompt of a version, held until `give`. Raises IncipitError for one that this model cannot read."""
+        kept = self._kept.get(version.id)
+        if kept is None:
+            self.misses += 1
+            injection = self._computed(version)
+            kept = self._kept[version.id] = _Kept(injection, _size(injection))
+            self.bytes += kept.bytes
+        else:
+            self.hits += 1
+            self._kept.move_to_end(version.id)
+        kept.readers += 1
+        self._shrink()
+        return kept.injection
+
+    def give(self, name: str) -> None:
+        """One reader of a version is done."""
+        self._kept[name].readers -= 1
+        self._shrink()
+
+    def use(self) -> CacheUse:
+        """Counters."""
+        return CacheUse(self.hits, self.misses, len(self._kept), self.bytes, self.max_bytes)
+
+    def _shrink(self) -> None:
+        if self.bytes <= self.max_bytes:
+            return
+        for name in [n for n, kept in self._kept.items() if not kept.readers]:
+            self.bytes -= self._kept.pop(name).bytes
+            if self.bytes <= self.max_bytes:
+                return
+
+    @torch.no_grad()
+    def _computed(self, version: Any) -> Injection:
+        injection: Injection = version.prompt(self.backbone).injection()
+        one = collate([Encoded(())])  # a row to check the prompt against this model
+        _, there = self.backbone.at(one, injection)
+        assert there is not None
+        if there.length and not (isinstance(self.backbone, CausalBackbone) and not self.backbone.shares):
+            there = self.backbone.prefill(there)
+        parts = [t for at in (there.keys, there.values) for ts in at.values() for t in ts]
+        if not all(bool(torch.isfinite(t).all()) for t in parts):
+            raise ArtifactError(
+                f"prompt {version.name!r} makes numbers that are not finite of backbone {self.backbone.name!r}: it was "
+                "trained astray; use another version"
+            )
+        return there
+
+
+def _size(injection: Injection) -> int:
+    parts = [
+        injection.inputs,
+        *(t for at in (injection.keys, injection.values) for ts in at.values() for t in ts),
+    ]
+    return sum(t.numel() * t.element_size() for t in parts if t is not None)

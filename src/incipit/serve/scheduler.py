@@ -1,0 +1,231 @@
+"""Who runs next: admission, fair shares, chunks of prefill, deadlines. Pure bookkeeping, no model and no threads.
+
+Everything that a running request may ever need is reserved when it is admitted, so nothing is thrown out later.
+Times are seconds of any clock; costs are positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from incipit.errors import ClientLimit, Saturated
+from incipit.serve.asks import Choose, Delta, Reason, Sampling, Ticket
+from incipit.serve.executor import Executor, Row
+from incipit.serve.queues import FairQueues
+from incipit.serve.writing import Writing
+
+_SAFE = 1.25  # how much longer than estimated a request is thought to take
+_HALF_LIFE = 5.0  # seconds of work after which a measured rate counts half
+
+
+@dataclass(frozen=True)
+class Limits:
+    """chunk: input positions that one step reads at most, so that those who write are not held up. waiting: requests in
+    all queues. client: open requests of one client. spare: slots left to tasks that run nothing."""
+
+    chunk: int = 512
+    waiting: int = 256
+    client: int = 64
+    spare: int = 2
+
+
+@dataclass(eq=False)
+class Job:
+    """A request on its way. begun, first: when it took its first step and had its first token."""
+
+    ticket: Ticket
+    row: Row
+    cost: int
+    born: float
+    deadline: float | None
+    writing: Writing
+    begun: float | None = None
+    first: float | None = None
+    ending: Reason | None = None  # decided elsewhere (cancelled), carried out between steps
+    fresh: list[Delta] = field(default_factory=list)
+
+    @property
+    def task(self) -> str:
+        """Key of its queue."""
+        return self.row.ask.task
+
+    @property
+    def writes(self) -> bool:
+        """Whether it takes a slot; one that chooses is done in one pass."""
+        return isinstance(self.row.ask.do, Sampling)
+
+    @property
+    def size(self) -> int:
+        """Input positions of its own."""
+        ask = self.row.ask
+        if isinstance(ask.do, Choose):
+            return max(1, *map(len, ask.do.inputs or (ask.ids,))) + sum(map(len, ask.do.ends))
+        return max(1, len(ask.ids))
+
+
+@dataclass
+class Plan:
+    """One step: rows with how many input positions they read (0: they write on), and requests to score."""
+
+    rows: list[tuple[Job, int]] = field(default_factory=list)
+    scores: list[Job] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.scores)
+
+
+@dataclass
+class Pace:
+    """What is done per second of work, forgetting slowly."""
+
+    done: float = 0.0
+    spent: float = 0.0
+
+    def add(self, done: float, seconds: float) -> None:
+        """Count work and the time that it took."""
+        keep = 0.5 ** (seconds / _HALF_LIFE)
+        self.done, self.spent = self.done * keep + done, self.spent * keep + seconds
+
+    def seconds(self, work: float) -> float:
+        """How long this much work takes; 0 while nothing is known."""
+        return work * self.spent / self.done if self.done > 0 else 0.0
+
+
+class Scheduler:
+    """Queues, slots and their accounts. Not thread-safe: its owner holds a lock."""
+
+    def __init__(self, executor: Executor, limits: Limits) -> None:
+        self.limits = limits
+        self.slots, self.tokens, self.chunks = executor.slots, executor.tokens, executor.chunks
+        self.queues: FairQueues[Job] = FairQueues()
+        self.running: dict[Job, None] = {}  # in order of admission
+        self.reserved = 0
+        self.clients: dict[str, int] = {}
+        self.tasks: dict[str, int] = {}  # slots by task
+        self.pace = Pace()
+        self.life = 0.0  # seconds from first step to end, smoothed
+
+    def __iter__(self) -> Iterator[Job]:
+        yield from list(self.running)
+        yield from list(self.queues)
+
+    # -- arrival ---------------------------------------------------------------------------------------------------
+
+    def check(self, client: str, task: str, cost: int, timeout: float | None) -> None:
+        """Raise ClientLimit or Saturated where a request would not be served in time.
+
+        A task may fill twice the room that is left in the queues (Choudhury and Hahne 1998, dynamic thresholds), so
+        that one that floods them leaves room to others.
+        """
+        if client and self.clients.get(client, 0) >= self.limits.client:
+            raise ClientLimit(
+                f"{self.limits.client} requests of this client are under way, which is its limit; wait for one of them",
+                max(0.1, self.life),
+            )
+        own, own_cost = self.queues.waiting(task)
+        left = self.limits.waiting - len(self.queues)
+        wait = self._wait(own_cost, not own)
+        if own >= 2 * left:
+            raise Saturated(
+                f"{len(self.queues)} requests wait already; try again in {max(0.1, wait):.1f} s",
+                max(0.1, wait),
+            )
+        needed = _SAFE * (wait + max(self.life, self.pace.seconds(cost)))
+        if timeout is not None and needed > timeout:
+            raise Saturated(
+                f"the answer would take about {needed:.1f} s, later than the {timeout:.1f} s that the request allows; "
+                f"try again in {max(0.1, needed - timeout):.1f} s",
+                max(0.1, needed - timeout),
+            )
+
+    def _wait(self, own: float, new: bool) -> float:
+        """Seconds until a request behind `own` work of its task begins: tasks that wait share what is done."""
+        if not self.queues and len(self.running) < self.slots:
+            return 0.0
+        shares = self.queues.tasks + new
+        return self.pace.seconds(min(self.queues.cost, own * shares) + self.reserved / 2)
+
+    def push(self, job: Job) -> None:
+        """Queue a job that was checked."""
+        client = job.row.ask.client
+        if client:
+            self.clients[client] = self.clients.get(client, 0) + 1
+        self.queues.push(job.task, job, job.cost)
+
+    # -- each step -------------------------------------------------------------------------------------------------
+
+    def due(self, now: float) -> list[tuple[Job, Reason]]:
+        """Jobs that end before the next step: cancelled, or out of time."""
+        found: list[tuple[Job, Reason]] = []
+        for job in self:
+            if job.ending is not None:
+                found.append((job, job.ending))
+            elif job.deadline is not None and now >= job.deadline:
+                found.append((job, "deadline"))
+        return found
+
+    def next_deadline(self) -> float | None:
+        """When the next job runs out of time."""
+        return min((job.deadline for job in self if job.deadline is not None), default=None)
+
+    def plan(self) -> Plan:
+        """Everybody who writes gets one token; at most `chunk` positions of input are read besides."""
+        plan, left = Plan(), self.limits.chunk
+        for job in self.running:
+            size, read = job.size, job.row.read
+            if read >= size:
+                plan.rows.append((job, 0))
+            elif left > 0 or not plan:
+                count = min(size - read, max(1, left)) if self.chunks else size - read
+                plan.rows.append((job, count))
+                left -= count
+        while left > 0 and (new := self._admitted(left)) is not None:
+            count = min(new.size, left) if self.chunks and new.writes else new.size
+            if new.writes:
+                plan.rows.append((new, count))
+            else:
+                plan.scores.append(new)
+            left -= count
+        return plan
+
+    def _admitted(self, left: int) -> Job | None:
+        """The next waiting job that has room, taken from its queue; one larger than a step waits for a whole step."""
+        for task in self.queues.order():
+            job = self.queues.first(task)
+            if job.writes:
+                if len(self.running) >= self.slots or self.reserved + job.cost > self.tokens:
+                    return None  # it is this one's turn: those behind it do not pass
+                if self.tasks.get(task, 0) and len(self.running) >= self.slots - self.limits.spare:
+                    continue
+            if job.size > left < self.limits.chunk and not (job.writes and self.chunks):
+                return None
+            self.queues.take(task)
+            self.running[job] = None
+            if job.writes:
+                self.reserved += job.cost
+                self.tasks[task] = self.tasks.get(task, 0) + 1
+            return job
+        return None
+
+    def drop(self, job: Job) -> bool:
+        """Take a job out, wherever it is; True when it was running."""
+        client = job.row.ask.client
+        if client:
+            self.clients[client] -= 1
+            if not self.clients[client]:
+                del self.clients[client]
+        if job not in self.running:
+            self.queues.remove(job.task, job)
+            return False
+        del self.running[job]
+        if job.writes:
+            self.reserved -= job.cost
+            self.tasks[job.task] -= 1
+            if not self.tasks[job.task]:
+                del self.tasks[job.task]
+        return True
+
+    def lived(self, seconds: float) -> None:
+        """Count how long a job took from its first step to its end."""
+        self.life = seconds if not self.life else self.life + 0.1 * (seconds - self.life)

@@ -1,0 +1,331 @@
+"""The prompt store: a library folder of artifacts by name, version and alias; loaded on first use, held while read.
+
+A version is the sha256 of its card, which names the hash of every tensor: equal content is one version, wherever it
+lies. Which version a name means, and all aliases, stand in `store.json` beside the artifacts, written atomically. A
+library that fsspec addresses (s3://, hf://) is read only.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from incipit import artifact, files
+from incipit.artifact import CARD, README, TENSORS, Artifact
+from incipit.backbones import Backbone
+from incipit.errors import ArtifactError, AskError, IncipitError, StorageError, UnknownPrompt, nearest
+from incipit.prompts import Prompt
+from incipit.serve.asks import Listed
+from incipit.serve.index import Index, digest, read_bytes, short_card
+
+STATE = "store.json"
+MAX_BYTES = 2**28
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_TAKEN = (CARD, TENSORS, README)
+_LARGEST = (
+    2**31
+)  # no number in a card that describes a prompt is larger: it would be memory, asked for by a stranger
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A version in memory. pins: how many read it."""
+
+    name: str
+    id: str
+    card: Mapping[str, Any]
+    made: Prompt
+    bytes: int
+    pins: int = 0
+
+
+class Pin:
+    """A hold on a loaded version; see asks.PinnedVersion."""
+
+    def __init__(self, loaded: Loaded, give: Callable[[Loaded], None]) -> None:
+        self._loaded, self._give = loaded, give
+        self._held = threading.Lock()  # taken once it is released
+        loaded.pins += 1
+
+    @property
+    def name(self) -> str:
+        """The artifact's name."""
+        return self._loaded.name
+
+    @property
+    def id(self) -> str:
+        """64 hex digits."""
+        return self._loaded.id
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """The whole card.json."""
+        return self._loaded.card
+
+    @property
+    def form(self) -> Mapping[str, Any]:
+        """The text form."""
+        form: Mapping[str, Any] = self._loaded.card["task"]
+        return form
+
+    @property
+    def length(self) -> int:
+        """Positions of the prompt."""
+        return self._loaded.made.length
+
+    def prompt(self, backbone: Backbone) -> Prompt:
+        """The prompt, on the backbone of the store."""
+        return self._loaded.made
+
+    def again(self) -> Pin:
+        """Another pin of the same version, which is held by this one."""
+        return Pin(self._loaded, self._give)
+
+    def release(self) -> None:
+        """Let go; free to call twice."""
+        if self._held.acquire(blocking=False):
+            self._give(self._loaded)
+
+    def __enter__(self) -> Pin:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class Store:
+    """The artifacts at or below `place` that one backbone serves. max_bytes: tensors kept for later use.
+
+    Raises StorageError when the place cannot be read at all; a broken artifact is listed with its reason.
+    """
+
+    def __init__(self, place: files.PathLike, backbone: Backbone, max_bytes: int = MAX_BYTES) -> None:
+        self.place, self.backbone, self.max_bytes = str(place), backbone, max_bytes
+        self._lock = threading.RLock()
+        self._loaded: OrderedDict[str, Loaded] = OrderedDict()  # the least recently used first
+        self._under_way: dict[str, Future[Loaded]] = {}
+        self._bytes = 0
+        self._index = Index()
+        self.refresh()
+
+    # -- names -----------------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Read all cards again."""
+        found = Index.read(self.place, self.backbone)
+        with self._lock:
+            self._index = found
+            self._index.restore(self._state())
+
+    def listing(self) -> Sequence[Listed]:
+        """Every version, sorted by name."""
+        with self._lock:
+            return self._index.listing()
+
+    def card(self, name: str) -> Mapping[str, Any]:
+        """The whole card of what a name means now."""
+        with self._lock:
+            entry = self._index.find(name)
+        return self._card(entry)
+
+    def _card(self, entry: Listed) -> dict[str, Any]:
+        data = read_bytes(f"{entry.place.rstrip('/')}/{CARD}")
+        if digest(data) != entry.id:
+            raise ArtifactError(
+                f"prompt {entry.name!r} was changed on disk after the server had read its card; upload it again, or "
+                "have the library read again"
+            )
+        return artifact.parse_card(data, entry.place)
+
+    def alias(self, alias: str, target: str) -> Listed:
+        """Make `alias` mean the version that `target` means now."""
+        with self._lock:
+            self._writable()
+            _check_name(alias, AskError)
+            entry = self._index.find(target)
+            if entry.refused:
+                raise ArtifactError(entry.refused)
+            if alias in self._index.names:
+                raise AskError(f"{alias!r} is the name of a prompt: choose another alias")
+            self._save({**self._index.aliases, alias: entry.id}, self._index.current)
+            self._index.aliases[alias] = entry.id
+            return self._index.listed(entry.id)
+
+    def unalias(self, alias: str) -> None:
+        """Forget an alias."""
+        with self._lock:
+            self._writable()
+            if alias not in self._index.aliases:
+                raise UnknownPrompt(f"there is no alias {alias!r}{nearest(alias, self._index.aliases)}")
+            kept = {a: i for a, i in self._index.aliases.items() if a != alias}
+            self._save(kept, self._index.current)
+            self._index.aliases = kept
+
+    # -- adding and deleting ---------------------------------------------------------------------------------------
+
+    def add(self, uploaded: Mapping[str, bytes], name: str = "") -> Listed:
+        """Write an uploaded artifact into the library, once it has been read, checked and built."""
+        self._writable()
+        strangers = sorted(set(uploaded) - set(_TAKEN))
+        if strangers:
+            raise ArtifactError(
+                f"{', '.join(map(repr, strangers))}: an artifact is {CARD} and {TENSORS}; pickles and other files are "
+                "never read"
+            )
+        with files.scratch_folder(uploaded) as folder:
+            read = artifact.load(folder)
+            read = replace(read, place="the upload")
+            _check_name(read.name, ArtifactError)
+            if name and name != read.name:
+                raise ArtifactError(
+                    f"the card says {read.name!r}, the request {name!r}: upload it under its own, then set an alias"
+                )
+            self._built(read)
+            key = digest(uploaded[CARD])
+            with self._lock:
+                if read.name in self._index.aliases:
+                    raise ArtifactError(f"{read.name!r} is an alias here: delete that first")
+                target = f"{self.place.rstrip('/')}/{read.name}/{key[:16]}"
+                if key not in self._index.entries:
+                    files.copy_folder(folder, target)
+                    self._index.put(Listed(read.name, key, target, card=short_card(read.card)))
+                current = {**self._index.current, read.name: key}
+                self._save(self._index.aliases, current)
+                self._index.current = current
+                return self._index.listed(key)
+
+    def delete(self, name: str) -> int:
+        """Forget a name or a version of it, and remove its files; what runs keeps what it has in memory."""
+        with self._lock:
+            self._writable()
+            if name in self._index.aliases:
+                raise AskError(f"{name!r} is an alias: forget it as such, or delete the prompt that it means")
+            gone = self._index.versions(name) if name in self._index.names else [self._index.find(name)]
+            for entry in gone:
+                told = sorted(a for a, i in self._index.aliases.items() if i == entry.id)
+                if told:
+                    raise AskError(
+                        f"alias {told[0]!r} means {entry.name}@{entry.id[:12]}: move or forget it first"
+                    )
+            for entry in gone:
+                self._index.drop(entry.id)
+            self._save(self._index.aliases, self._index.current)
+            for entry in gone:
+                files.remove_folder(entry.place)
+            return len(gone)
+
+    # -- loading ---------------------------------------------------------------------------------------------------
+
+    def pin(self, name: str) -> Pin:
+        """Hold the version that a name means now; read from disk by the first who asks, the others wait for it."""
+        with self._lock:
+            entry = self._index.find(name)
+            if entry.refused:
+                raise ArtifactError(entry.refused)
+            loaded = self._loaded.get(entry.id)
+            if loaded is not None:
+                self._loaded.move_to_end(entry.id)
+                return Pin(loaded, self._give)
+            future = self._under_way.get(entry.id)
+            mine = future is None
+            if future is None:
+                future = self._under_way[entry.id] = Future()
+        if mine:
+            self._load(entry, future)
+        loaded = future.result()
+        with self._lock:
+            if entry.id not in self._loaded:  # dropped again meanwhile
+                self._loaded[entry.id] = loaded
+                self._bytes += loaded.bytes
+            loaded = self._loaded[entry.id]
+            return Pin(loaded, self._give)
+
+    def _load(self, entry: Listed, future: Future[Loaded]) -> None:
+        """Fill a future with a version, or with why it cannot be had."""
+        try:
+            self._card(entry)
+            loaded = self._built(artifact.load(entry.place), entry.id)
+        except BaseException as error:
+            with self._lock:
+                del self._under_way[entry.id]
+                if isinstance(error, ArtifactError):
+                    self._index.refuse(entry.id, str(error))
+            future.set_exception(error)
+            return
+        with self._lock:
+            self._loaded[entry.id] = loaded
+            self._bytes += loaded.bytes
+            del self._under_way[entry.id]
+        future.set_result(loaded)
+
+    def _built(self, read: Artifact, key: str = "") -> Loaded:
+        """An artifact as a prompt on the backbone; ArtifactError for whatever is wrong with it."""
+        if (largest := _largest(read.card["prompt"])) > _LARGEST:
+            raise ArtifactError(f"{read.place!r}: its card asks for {largest} of something; it was made up")
+        try:
+            prompt = read.prompt(self.backbone)
+            prompt.injection()
+        except IncipitError as error:
+            raise ArtifactError(f"prompt {read.name!r} is not served: {error}") from error
+        except Exception as error:  # a card is a stranger's: whatever it leads to is its fault
+            raise ArtifactError(
+                f"prompt {read.name!r} is not served: its card describes no prompt ({type(error).__name__})"
+            ) from error
+        return Loaded(read.name, key, read.card, prompt, read.size)
+
+    def _give(self, loaded: Loaded) -> None:
+        with self._lock:
+            loaded.pins -= 1
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Drop what nobody reads, the least recently used first, down to max_bytes."""
+        for key in list(self._loaded):
+            if self._bytes <= self.max_bytes:
+                return
+            if not self._loaded[key].pins:
+                self._bytes -= self._loaded.pop(key).bytes
+
+    # -- store.json ------------------------------------------------------------------------------------------------
+
+    def _state(self) -> Mapping[str, Any]:
+        path = Path(self.place) / STATE
+        if files.is_remote(self.place) or not files.exists(path):
+            return {}
+        state = files.read_json(path)
+        fits = isinstance(state, dict) and all(
+            isinstance(part, dict) and all(isinstance(v, str) for v in part.values())
+            for part in (state.get("aliases", {}), state.get("current", {}))
+        )
+        if not fits:
+            raise StorageError(f"{str(path)!r} is not what a prompt store writes: restore or delete it")
+        return dict(state)
+
+    def _save(self, aliases: Mapping[str, str], current: Mapping[str, str]) -> None:
+        files.write_json(Path(self.place) / STATE, {"aliases": dict(aliases), "current": dict(current)})
+
+    def _writable(self) -> None:
+        if files.is_remote(self.place):
+            raise AskError(f"the library {self.place!r} is remote and only read: change it where it is kept")
+
+
+def _check_name(name: str, kind: type[IncipitError]) -> None:
+    if not _NAME.fullmatch(name):
+        raise kind(
+            f"{name[:120]!r} is no name here: use letters, digits, '.', '_' and '-', at most 100 of them"
+        )
+
+
+def _largest(value: Any) -> int:
+    """The largest whole number within a JSON value."""
+    if isinstance(value, Mapping):
+        return max((_largest(v) for v in value.values()), default=0)
+    if isinstance(value, list):
+        return max((_largest(v) for v in value), default=0)
+    return abs(value) if isinstance(value, int) else 0

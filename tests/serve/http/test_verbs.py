@@ -1,0 +1,186 @@
+"""`incipit serve` as a process of its own over real artifacts, and `incipit predict --server`."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from incipit import artifact
+from incipit.assemble import PromptChoice, make_prompt
+from incipit.backbones import Backbone, load, tiny
+from incipit.cli import main
+
+PATIENCE = 90  # seconds; a bound for a machine that is frozen
+START = "import sys; from incipit.cli import main; main(sys.argv[1:])"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two prompts of one tiny causal model: mood chooses, short writes."""
+    folder = tmp_path_factory.mktemp("served")
+    tiny.save("llama", folder / "llama")
+    backbone = load(str(folder / "llama"), device="cpu")
+    save(
+        folder / "library" / "mood",
+        backbone,
+        {"kind": "classification", "input": "Review: {text}", "words": ["bad", "good"]},
+    )
+    save(
+        folder / "library" / "short",
+        backbone,
+        {"kind": "text", "input": "{text} so"},
+        {"decode": {"max_new_tokens": 4}},
+    )
+    return folder
+
+
+def save(place: Path, backbone: Backbone, task: Any, recipe: Any = None) -> None:
+    prompt = make_prompt(PromptChoice(length=3), backbone, ["good", "bad"])
+    assert prompt is not None
+    artifact.save(place, prompt=prompt, backbone=backbone, name=place.name, task=task, recipe=recipe)
+
+
+@contextmanager
+def process(library: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server on a free port, and where it listens."""
+    command = [
+        sys.executable,
+        "-c",
+        START,
+        "serve",
+        str(library / "library"),
+        "--backbone",
+        str(library / "llama"),
+    ]
+    ours = str(Path(artifact.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([ours, os.environ.get("PYTHONPATH", "")])}
+    found = subprocess.Popen(
+        [*command, "--port", "0", "--device", "cpu", *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment,
+    )  # fmt: skip
+    said: list[str] = []
+    assert found.stdout is not None and found.stderr is not None
+    reader = threading.Thread(
+        target=lambda: said.extend(found.stderr), daemon=True
+    )  # a full pipe would halt it
+    reader.start()
+    line = found.stdout.readline()
+    try:
+        assert "prompts over" in line, "".join(said)
+        url = line.rsplit(" ", 1)[1].strip()
+        until_ready(url)
+        yield found, url
+    finally:
+        found.kill()
+        found.wait(PATIENCE)
+        reader.join(PATIENCE)
+        found.stdout.close()
+        found.stderr.close()
+
+
+def until_ready(url: str) -> None:
+    pause = threading.Event()
+    for _ in range(PATIENCE * 20):
+        if httpx.get(f"{url}/readyz", timeout=PATIENCE).status_code == 200:
+            return
+        pause.wait(0.05)
+    raise AssertionError(httpx.get(f"{url}/readyz", timeout=PATIENCE).text)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str], str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    said = capsys.readouterr()
+    return int(ended.value.code or 0), said.out.splitlines(), said.err
+
+
+@pytest.mark.slow
+def test_a_server_predicts_what_predict_does_and_ends_well(
+    library: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [part for text in ("a great film", "the bad one") for part in ("--text", text)]
+    places = [str(library / "library" / name) for name in ("mood", "short")]
+    here = run(capsys, "predict", *places, *texts, "--backbone", str(library / "llama"))
+    with process(library) as (server, url):
+        there = run(capsys, "predict", "mood", "short", *texts, "--server", url)
+        assert there == here and len(here[1]) == 4
+        code, _, err = run(capsys, "predict", "moood", "--text", "x", "--server", url)
+        assert code == 1 and "did you mean 'mood'?" in err
+        assert httpx.get(f"{url}/v1/models", timeout=PATIENCE).json()["data"][0]["id"] == "llama"
+        drain_under_load(server, url)
+
+
+def drain_under_load(server: subprocess.Popen[str], url: str) -> None:
+    """SIGTERM while requests run: those that were taken are answered, new ones are not, the exit status is 0."""
+    body = {
+        "model": "short",
+        "prompt": ["a great film"] * 16,
+        "max_tokens": 60,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    started = threading.Barrier(5)
+
+    def ask() -> str:
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=PATIENCE) as reply:
+            assert reply.status_code == 200
+            parts = reply.iter_text()
+            first = next(parts)
+            started.wait(PATIENCE)
+            return first + "".join(parts)
+
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(ask) for _ in range(4)]
+        started.wait(PATIENCE)
+        server.send_signal(signal.SIGTERM)
+        answers = [one.result(PATIENCE) for one in asked]
+    for answer in answers:
+        assert answer.endswith("data: [DONE]\n\n") and answer.count('"finish_reason": "length"') == 16
+        assert '"error"' not in answer
+    assert server.wait(PATIENCE) == 0
+
+
+def test_no_server_there(capsys: pytest.CaptureFixture[str]) -> None:
+    from incipit.serve.http.server import listening
+
+    with listening("127.0.0.1", 0) as nobody:  # bound, not listening
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        code, _, err = run(capsys, "predict", "mood", "--text", "x", "--server", url)
+    assert code == 1 and "start one with `incipit serve`" in err
+    code, _, err = run(capsys, "predict", "mood", "--text", "x", "--server", "localhost:80")
+    assert code == 1 and "is no address of a server" in err
+
+
+def test_an_address_that_is_taken(library: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from incipit.serve.http.server import listening
+
+    with listening("127.0.0.1", 0) as first:
+        first.listen()
+        code, _, err = run(
+            capsys,
+            "serve",
+            str(library / "library"),
+            "--backbone",
+            "nowhere",
+            "--port",
+            str(first.getsockname()[1]),
+        )
+    assert code == 1 and "choose another --host or --port" in err
+
+
+def test_a_file_without_keys(tmp_path: Path, library: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "keys").write_text("# none yet\n", encoding="utf-8")
+    code, _, err = run(
+        capsys, "serve", str(library), "--backbone", "nowhere", "--keys", str(tmp_path / "keys")
+    )
+    assert code == 1 and "holds no key" in err
