@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from incipit.backbones import attend
+from incipit.backbones import caches
 from incipit.backbones.causal import CausalBackbone
 from incipit.backbones.encdec import EncoderDecoderBackbone
 from incipit.injection import Injection, LayerShape
@@ -29,11 +29,11 @@ def opened(backbone: CausalBackbone, prompt: Injection | None) -> Alone:
     """A row behind a prompt of keys and values (K = 1), or behind nothing."""
     if prompt is None or not prompt.keys:
         empty = torch.zeros(1, 0, dtype=torch.int64, device=backbone.device)
-        return Alone(attend.fresh_cache(backbone.layers), empty)
+        return Alone(caches.fresh_cache(backbone.layers), empty)
     assert prompt.key_live is not None
     alive = prompt.key_live[0]
     keys, values = ([t[:, :, alive] for t in at["decoder"]] for at in (prompt.keys, prompt.values))
-    cache = attend.prefix_cache(keys, values, prompt.rows[:1], backbone.dtype, grows=True)
+    cache = caches.prefix_cache(keys, values, prompt.rows[:1], backbone.dtype, grows=True)
     return Alone(cache, torch.ones(1, int(alive.sum()), dtype=torch.int64, device=backbone.device))
 
 
@@ -60,11 +60,11 @@ def advanced(backbone: CausalBackbone, row: Alone, embeds: Tensor) -> Tensor:
 
 def shapes(backbone: CausalBackbone) -> tuple[LayerShape, ...]:
     """Heads and sizes of each layer's keys and values, found by reading one token."""
-    cache = attend.fresh_cache(backbone.layers)
+    cache = caches.fresh_cache(backbone.layers)
     with torch.no_grad():
         one = backbone.embed([0])[None]
         backbone.body(inputs_embeds=one, past_key_values=cache, use_cache=True)
-    keys, values = attend.cached(cache)
+    keys, values = caches.cached(cache)
     return tuple(LayerShape(k.shape[1], k.shape[3], v.shape[3]) for k, v in zip(keys, values, strict=True))
 
 
