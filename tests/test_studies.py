@@ -119,8 +119,17 @@ def test_the_paired_test_and_the_overlap_of_xprompt() -> None:
 def test_the_page_of_xprompt_shows_its_records() -> None:
     table, folder = xprompt(), STUDIES / "xprompt2022"
     lines = [line for p in sorted((folder / "records").glob("*.jsonl")) for line in files.read_jsonl(p)]
-    lines = [line for line in lines if line["name"].startswith("xprompt")]
+    costs = [line for line in lines if line["name"].startswith("cost-")]
+    tried = [line for line in lines if line not in costs]
     page = files.read_bytes(folder / "README.md").decode()
-    for row in [*table.score_table(lines), *table.about(lines)]:
+    for row in [*table.cost_table(costs), *table.score_table(tried), *table.about(tried)]:
         assert "| " + " | ".join(row) + " |" in page, row
     assert not [line for line in lines if line["provenance"]["dirty"]]
+
+
+def test_the_search_of_xprompt_costs_less_than_three_trainings() -> None:
+    costs = files.read_jsonl(STUDIES / "xprompt2022" / "records" / "cost.jsonl")
+    assert [line["name"] for line in costs] == ["cost-zeroed", "cost-removed"]
+    for line in costs:
+        assert len([row for row in line["extra"]["rows"] if row["stage"] in ("tokens", "pieces")]) == 18
+    assert all(float(row[-2]) <= 3 and float(row[-1]) <= 3 for row in xprompt().cost_table(costs))
