@@ -88,10 +88,10 @@ def about(lines: Sequence[dict]) -> Iterator[list[str]]:
         kept = [
             f"{100 * m['extra']['pruned']['kept'] / m['extra']['pruned']['numbers']:.0f}" for m in members
         ]
-        seen, chance = overlap(members) if len(members) > 1 else (float("nan"), float("nan"))
+        same = "{:.2f} ({:.2f})".format(*overlap(members)) if len(members) > 1 else ""
         stages = ("scores", "tokens", "pieces")
         cost = [sum(m["extra"]["cost"][s]["of_plain"] for s in stages) for m in members]
-        yield [task, str(len(members)), ", ".join(kept), f"{seen:.2f} ({chance:.2f})", f"{mean(cost):.2f}"]
+        yield [task, str(len(members)), ", ".join(kept), same, f"{mean(cost):.2f}"]
 
 
 def cost_table(lines: Sequence[dict]) -> list[list[str]]:
