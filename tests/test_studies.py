@@ -1,13 +1,15 @@
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from incipit import files
-from incipit.recipe import Recipe
+from incipit.recipe import PruneTable, Recipe
 
 STUDIES = Path(__file__).parents[1] / "studies"
 SST2 = sorted((STUDIES / "sst2").glob("*.toml"))
+XPROMPT = sorted((STUDIES / "xprompt2022").glob("*.toml"))
 
 
 def test_no_recipe_was_lost() -> None:
@@ -63,3 +65,71 @@ def test_the_numbers_of_the_pages_are_those_of_the_records() -> None:
         backbone = row["backbone"]
         shown = f"| {row['few_shot']:.2f} | {row['prompt_tuning']:.2f} |"
         assert any(shown in line and backbone in line for line in front.splitlines()), (name, shown)
+
+
+# -- xprompt2022 ----------------------------------------------------------------------------------------
+
+
+def xprompt() -> ModuleType:
+    """studies/xprompt2022/table.py."""
+    spec = importlib.util.spec_from_file_location("xprompt", STUDIES / "xprompt2022" / "table.py")
+    assert spec is not None and spec.loader is not None
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    return table
+
+
+def test_the_recipes_of_xprompt() -> None:
+    names = [p.stem for p in XPROMPT]
+    paper = ["boolq", "cb", "copa", "multirc", "prune", "rte", "wic", "wsc"]
+    small = ["news", "prune", "questions", "reviews", "tickets"]
+    assert names == ["cost", *(f"paper-{n}" for n in paper), *(f"small-{n}" for n in small)]
+
+
+@pytest.mark.parametrize("path", XPROMPT, ids=lambda p: p.stem)
+def test_a_recipe_of_xprompt_builds(path: Path) -> None:
+    opening = files.read_bytes(path).decode().splitlines()[:3]
+    assert all(line.startswith("# ") for line in opening) and "incipit prune" in opening[1]
+    if path.stem.endswith("prune") or path.stem == "cost":
+        table = PruneTable.of(files.read_toml(path))
+        assert table.pieces == 16 and len(table.token_ratios) == len(table.piece_ratios) == 9
+        return
+    recipe = Recipe.read(path)
+    assert recipe.prompt.length == 20 and recipe.train.batch == 16
+    if path.stem.startswith("paper"):  # section 7 of its facts: 100 epochs, Adafactor, 0.3, 1e-5, T5-XL
+        t = recipe.train
+        assert (t.optimiser, t.lr_absolute, t.weight_decay) == ("adafactor", 0.3, 1e-5)
+        assert recipe.backbone.name == "google/t5-xl-lm-adapt" and recipe.prompt.start == "vocabulary"
+        assert f"--set prune.search_steps={t.steps}" in opening[1]
+    else:
+        assert recipe.train.seeds == (0, 1, 2, 3, 4)
+
+
+def test_the_paired_test_and_the_overlap_of_xprompt() -> None:
+    table = xprompt()
+    assert table.flipped([1.0, 2.0, 3.0]) == 2 / 8  # only all signs alike are as far from 0
+    assert table.flipped([1.0, -1.0]) == 1.0
+    lines = [
+        {"extra": {"scores": {"tokens": tokens}}} for tokens in ([4, 3, 2, 1], [4, 1, 3, 2], [1, 2, 3, 4])
+    ]
+    seen, chance = table.overlap(lines)  # {0, 1}, {0, 2}, {2, 3}
+    assert seen == pytest.approx((1 / 3 + 0 + 1 / 3) / 3) and chance == pytest.approx(1 / 3)
+
+
+def test_the_page_of_xprompt_shows_its_records() -> None:
+    table, folder = xprompt(), STUDIES / "xprompt2022"
+    lines = [line for p in sorted((folder / "records").glob("*.jsonl")) for line in files.read_jsonl(p)]
+    costs = [line for line in lines if line["name"].startswith("cost-")]
+    tried = [line for line in lines if line not in costs]
+    page = files.read_bytes(folder / "README.md").decode()
+    for row in [*table.cost_table(costs), *table.score_table(tried), *table.about(tried)]:
+        assert "| " + " | ".join(row) + " |" in page, row
+    assert not [line for line in lines if line["provenance"]["dirty"]]
+
+
+def test_the_search_of_xprompt_costs_less_than_three_trainings() -> None:
+    costs = files.read_jsonl(STUDIES / "xprompt2022" / "records" / "cost.jsonl")
+    assert [line["name"] for line in costs] == ["cost-zeroed", "cost-removed"]
+    for line in costs:
+        assert len([row for row in line["extra"]["rows"] if row["stage"] in ("tokens", "pieces")]) == 18
+    assert all(float(row[-2]) <= 3 and float(row[-1]) <= 3 for row in xprompt().cost_table(costs))

@@ -85,11 +85,26 @@ def overlap(lines: Sequence[dict]) -> tuple[float, float]:
 def about(lines: Sequence[dict]) -> Iterator[list[str]]:
     """For each task: seeds, kept numbers of each seed, overlap of the better half of the tokens, cost of the search."""
     for task, members in by_task(lines).items():
-        kept = [f"{100 * m['extra']['pruned']['kept'] / m['extra']['pruned']['numbers']:.0f}" for m in members]
-        seen, chance = overlap(members) if len(members) > 1 else (float("nan"), float("nan"))
+        kept = [
+            f"{100 * m['extra']['pruned']['kept'] / m['extra']['pruned']['numbers']:.0f}" for m in members
+        ]
+        same = "{:.2f} ({:.2f})".format(*overlap(members)) if len(members) > 1 else ""
         stages = ("scores", "tokens", "pieces")
         cost = [sum(m["extra"]["cost"][s]["of_plain"] for s in stages) for m in members]
-        yield [task, str(len(members)), ", ".join(kept), f"{seen:.2f} ({chance:.2f})", f"{mean(cost):.2f}"]
+        yield [task, str(len(members)), ", ".join(kept), same, f"{mean(cost):.2f}"]
+
+
+def cost_table(lines: Sequence[dict]) -> list[list[str]]:
+    """Per record of cost.toml: seconds of one processor, of the scores, the two stages of the search, one training;
+    the search in trainings, by these seconds and by passes over rows."""
+    table = []
+    for line in lines:
+        cost = line["extra"]["cost"]
+        seconds = [cost[s]["processor_seconds"] for s in ("scores", "tokens", "pieces", "retrained")]
+        passes = sum(cost[s]["of_plain"] for s in ("scores", "tokens", "pieces"))
+        table.append([line["name"].removeprefix("cost-"), *(f"{s:.1f}" for s in seconds),
+                      f"{sum(seconds[:3]) / seconds[3]:.2f}", f"{passes:.2f}"])  # fmt: skip
+    return table
 
 
 def show(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -99,8 +114,13 @@ def show(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def main(paths: Sequence[str]) -> None:
-    """Print both tables."""
-    lines = [line for path in paths for line in record.read(path)]
+    """Print the tables."""
+    read = [line for path in paths for line in record.read(path)]
+    lines = [line for line in read if not line["name"].startswith("cost-")]
+    costs = [line for line in read if line["name"].startswith("cost-")]
+    show(["processor seconds", "scores", "nine token ratios", "nine piece ratios", "one training",
+          "search in trainings", "in passes"], cost_table(costs))  # fmt: skip
+    print()
     show(["test, %", *by_task(lines), "pruned minus it", "p"], score_table(lines))
     print()
     show(["task", "seeds", "numbers kept, %", "overlap of seeds (chance)", "search, in plain trainings"],

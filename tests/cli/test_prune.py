@@ -25,7 +25,7 @@ def test_prune_writes_an_artifact_that_answers(call: Call, tuned: Run, tmp_path:
     assert stages == ["tokens"] * 2 + ["untrained"] * 3 + ["retrained", "control"]
     place = tmp_path / "out" / "shop-pruned"
     assert done.lines[-2:] == [f"pruned: {place}", f"figure: {tmp_path / 'out' / 'scores.png'}"]
-    written = files.read_json(told)
+    (written,) = files.read_json(told)
     assert written["place"] == str(place) and len(written["rows"]) == 7 and "tokens" in written["cost"]
 
     answer = call("predict", place, "--text", "a fine film")
@@ -68,3 +68,16 @@ def test_controls_are_one_word_away(call: Call, tuned: Run, tmp_path: Path) -> N
     assert done.code == 0, done.err
     controls = [line.split("\t")[1] for line in done.lines if line.startswith("control")]
     assert controls == ["restart", "random", "reversed", "shorter", "plain-0", "plain-1", "best of 2 plain"]
+
+
+def test_several_prompts_each_in_its_folder(call: Call, tuned: Run, tmp_path: Path) -> None:
+    few = (*FEW, "--set", "prune.controls=[]", "--quiet")
+    done = call(
+        "prune", tuned.shop, tuned.desk, *few, "--folder", tmp_path / "out", "--json", tmp_path / "told.json"
+    )
+    assert done.code == 0, done.err
+    told = files.read_json(tmp_path / "told.json")
+    assert [one["place"] for one in told] == [
+        str(tmp_path / "out" / f"{n}-pruned" / f"{n}-pruned") for n in ("shop", "desk")
+    ]
+    assert call("prune", tuned.shop, tuned.desk, *few, "--name", "x").code == 2

@@ -38,7 +38,7 @@ Controls = Annotated[
 
 
 def prune(
-    artifact: options.Artifact,
+    artifacts: options.Artifacts,
     settings: Settings = [],  # noqa: B006 (typer copies it)
     file: SettingsFile = None,
     controls: Controls = False,
@@ -46,7 +46,7 @@ def prune(
         str,
         typer.Option(
             metavar="NAME",
-            help="Of the new artifact. Without it: that of the old one, and -pruned.",
+            help="Of the new artifact, where one is pruned. Without it: that of the old one, and -pruned.",
             show_default=False,
         ),
     ] = "",
@@ -54,7 +54,8 @@ def prune(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Where the artifact, its table, figure and record go. Without it: runs/NAME.",
+            help="Where the artifact, its table, figure and record go; of several, each in a folder of its name. "
+            "Without it: runs/NAME.",
             show_default=False,
         ),
     ] = None,
@@ -65,9 +66,9 @@ def prune(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Prune tokens and pieces of a prompt that `incipit tune` wrote, and train what is left again.
+    """Prune tokens and pieces of prompts that `incipit tune` wrote, and train what is left again.
 
-    Scores every token and piece on the prompt's own training data, tries ratios on validation, trains the best mask in
+    Scores every token and piece on a prompt's own training data, tries ratios on validation, trains the best mask in
     full beside its controls, and scores each of them once on test (XPrompt, Ma et al. 2022).
     """
     if resume and overwrite:
@@ -80,29 +81,23 @@ def prune(
     table = PruneTable.of(files.read_toml(file) if file else {}, own, str(file) if file else "--set")
     if controls:
         table = table.model_copy(update={"controls": USUAL, "plain": len(table.token_ratios)})
-    (source,) = opened.artifacts([artifact])
-    found = run.prune(
-        source,
-        folder or Path("runs") / (name or f"{source.name}-pruned"),
-        table,
-        overrides=[text for text in settings if text not in own],
-        name=name,
-        backbone=opened.Backbones(backbone).of(source),
-        resume=resume,
-        overwrite=overwrite,
-        show=not quiet,
-    )
-    _show(found)
-    output.write(
-        json,
-        {
-            "name": found.name,
-            "place": found.place,
-            "rows": found.table(),
-            "cost": found.cost,
-            "figure": found.figure,
-        },
-    )
+    sources, backbones = opened.artifacts(artifacts), opened.Backbones(backbone)
+    if name and len(sources) > 1:
+        raise typer.BadParameter(
+            f"--name {name}: here are {len(sources)} prompts; leave it out, or prune one"
+        )
+    told = []
+    for source in sources:
+        called = name or f"{source.name}-pruned"
+        place = Path("runs") / called if folder is None else folder / called if len(sources) > 1 else folder
+        found = run.prune(
+            source, place, table, overrides=[text for text in settings if text not in own], name=called,
+            backbone=backbones.of(source), resume=resume, overwrite=overwrite, show=not quiet,
+        )  # fmt: skip
+        _show(found)
+        keys = ("name", "place", "cost", "figure")
+        told.append({key: getattr(found, key) for key in keys} | {"rows": found.table()})
+    output.write(json, told)
 
 
 def _show(found: Pruned) -> None:

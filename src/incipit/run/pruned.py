@@ -139,11 +139,12 @@ class _Job:
 
     def importance(self) -> Scores:
         """Scores on training examples, chosen by seed where there are more than asked for."""
-        started, s, train = clock(), self.settings, self.task.train
+        started, s = clock(), self.settings
         ready = self.source.data.ready(self.source.recipe, self.source.prompt.length)
         if self.task.spec.streaming:
             examples = list(islice(self.task.stream(s.seed, 0), s.examples))
         else:
+            train = self.task.train
             count = min(s.examples, len(train))
             examples = [train[i] for i in random.Random(s.seed).sample(range(len(train)), count)]
         found = score(self.backbone, self.source.prompt, [ready(e) for e in examples], s.pieces)

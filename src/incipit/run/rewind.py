@@ -114,7 +114,7 @@ def chosen(source: Source, settings: PruneTable, mask: Tensor) -> dict[str, Prom
             found["restart"] = source.masked(torch.ones_like(mask), False)
         elif control == "random":
             for draw in range(settings.draws):
-                other = random_like(mask, settings.seed + draw)
+                other = random_like(mask, plain_seed(source, settings.seed + draw))
                 name = f"random-{draw}" if settings.draws > 1 else "random"
                 found[name] = source.masked(other, removed, starts[settings.rewind])
         elif control == "reversed" and not bool(mask.all()):
@@ -135,7 +135,7 @@ TARGETS = {"trained", "initial", "early", "fresh"}
 
 
 def plain_seed(source: Source, n: int) -> int:
-    """The seed of plain run n, which no run of the recipe itself has."""
+    """The seed of plain run, random mask or fresh start n: another for every prompt, and of no run of its recipe."""
     return PLAIN_SEEDS * (source.seed + 1) + n
 
 
