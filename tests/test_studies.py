@@ -10,6 +10,23 @@ from incipit.recipe import PruneTable, Recipe
 STUDIES = Path(__file__).parents[1] / "studies"
 SST2 = sorted((STUDIES / "sst2").glob("*.toml"))
 XPROMPT = sorted((STUDIES / "xprompt2022").glob("*.toml"))
+SESOM = sorted((STUDIES / "sesom2023").glob("*/*.toml"))
+
+
+def test_the_recipes_of_sesom_build() -> None:
+    names = [path.relative_to(STUDIES / "sesom2023").as_posix() for path in SESOM]
+    assert len(names) == 20 and sum("target" in name for name in names) == 12
+    for path in SESOM:
+        recipe = Recipe.read(path)
+        opening = files.read_bytes(path).decode().splitlines()[:3]
+        assert all(line.startswith("# ") for line in opening), path
+        target = path.stem.startswith("target-")
+        assert (f"incipit {'ensemble --recipe' if target else 'tune'} {path.name}") in opening[1]
+        assert (recipe.ensemble is not None) == target
+        if recipe.ensemble is not None:  # every source has a recipe beside it
+            beside = {p.stem for p in path.parent.glob("source-*.toml")}
+            assert {Path(source).name for source in recipe.ensemble.sources} == beside
+            assert recipe.spec.shots in (11, 16)
 
 
 def test_no_recipe_was_lost() -> None:

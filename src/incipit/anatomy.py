@@ -257,10 +257,11 @@ def draw(anatomy: Anatomy, path: files.PathLike, title: str = "") -> None:
         raise PromptError('a figure needs matplotlib: pip install "incipit[study]"') from error
     height = 4 + (0.8 + 0.3 * len(anatomy.labels) if anatomy.labels else 0)
     figure = Figure(figsize=(10, height), layout="constrained")
-    above = figure
+    above: Any = figure
     if anatomy.labels:
-        above, below = figure.subfigures(2, 1, height_ratios=(4, height - 4))
-        _draw_labels(anatomy, below)
+        parts: Any = figure.subfigures(2, 1, height_ratios=(4, height - 4))
+        above = parts[0]
+        _draw_labels(anatomy, parts[1])
     sizes, cosines = above.subplots(1, 2, width_ratios=(3, 2))
     bars = [row.norm for row in anatomy.rows] or [layer.norm for layer in anatomy.layers]
     fill = ["tab:grey" if row.text else "tab:blue" for row in anatomy.rows] or "tab:blue"
@@ -270,6 +271,8 @@ def draw(anatomy: Anatomy, path: files.PathLike, title: str = "") -> None:
     sizes.set(xlabel=where, ylabel="RMS / embedding RMS" if anatomy.rows else "RMS / RMS at the start")
     image = cosines.imshow(anatomy.similarity, vmin=-1, vmax=1, cmap="RdBu_r")
     cosines.set(xlabel="row", ylabel="row", title="cosine")
+    for axis in (cosines.xaxis, cosines.yaxis):
+        axis.get_major_locator().set_params(integer=True)
     above.colorbar(image, ax=cosines)
     figure.suptitle(title)
     buffer = io.BytesIO()

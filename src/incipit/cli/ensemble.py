@@ -72,7 +72,10 @@ RecipeFile = Annotated[
     ),
 ]
 Name = Annotated[
-    str, typer.Option(metavar="NAME", help="Its name. Without it: the members' names.", show_default=False)
+    str,
+    typer.Option(
+        metavar="NAME", help="Its name. Without it: the members' names, or the recipe's.", show_default=False
+    ),
 ]
 Folder = Annotated[
     Path | None,
