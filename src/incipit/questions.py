@@ -16,6 +16,7 @@ from incipit.errors import DataError
 from incipit.tasks.example import ROLES, Example, Message
 from incipit.tasks.forms import Form, as_text, look_up
 from incipit.tasks.records import Problems, data_stem, read
+from incipit.tasks.reshape import reshaped
 
 Asked: TypeAlias = str | Mapping[str, Any]
 
@@ -49,7 +50,10 @@ def ask(form: Mapping[str, Any], asked: Asked, source: str = "") -> Example:
             )
         asked = {wanted[0]: [{"role": "user", "content": asked}] if form["kind"] == "chat" else asked}
     try:
-        return _example(form, asked, source)
+        records = list(reshaped(str(form.get("reshape") or ""), asked, "test"))
+        if len(records) != 1:
+            raise DataError(f"the record asks {len(records)} questions; give one a record")
+        return _example(form, records[0], source)
     except DataError as error:
         raise DataError(f"{source}: {error}" if source else str(error)) from error
 

@@ -25,6 +25,7 @@ from incipit.errors import DataError, RecipeError, nearest
 from incipit.recipe.clashes import clashes
 from incipit.recipe.problems import listed, overridden, worded
 from incipit.recipe.tables import BackboneTable, DecodeTable, PromptTable, Table, TrainTable
+from incipit.tasks import catalogue
 from incipit.tasks.task import Task, TaskSpec, builtin
 
 
@@ -36,7 +37,7 @@ class Recipe(Table):
     backbone: BackboneTable = BackboneTable()
     prompt: PromptTable = PromptTable()
     task: Mapping[str, Any]
-    """The keys of a TaskSpec, or builtin = "NAME" and the keys that differ from that task."""
+    """The keys of a TaskSpec, or builtin = "NAME", or form = "NAME" with data = "FOLDER", and the keys that differ."""
     train: TrainTable = TrainTable()
     decode: DecodeTable = DecodeTable()
 
@@ -64,7 +65,7 @@ class Recipe(Table):
             problems.append(f"task: missing; got no [task] table; {move}")
             known["task"] = {}
         elif isinstance(known["task"], Mapping):
-            if "builtin" not in known["task"]:  # one name will do
+            if not {"builtin", "form"} & set(known["task"]):  # one name will do
                 known["task"] = {"name": known.get("name", "run"), **known["task"]}
             spec, wrong = _task(known["task"])
             problems += wrong
@@ -147,8 +148,12 @@ def _unplaced(table: Mapping[str, Any]) -> list[str]:
 
 def _task(table: Mapping[str, Any]) -> tuple[TaskSpec | None, list[str]]:
     """The TaskSpec of a [task] table and its problems; None where there is none to judge further."""
-    known = [*TaskSpec.__dataclass_fields__, "builtin"]
+    known = [*TaskSpec.__dataclass_fields__, "builtin", *catalogue.KEYS]
     found = [f"task.{key}: unknown key{nearest(key, known)}" for key in table if key not in known]
+    try:
+        table = catalogue.expanded(table)
+    except RecipeError as error:
+        return None, [*found, f"task.{error}"]
     values = {k: v for k, v in table.items() if k in known and k != "builtin" and v not in ({}, None)}
     spec = TaskSpec(**{"name": "", "kind": ""} | values)
     if "builtin" in table:

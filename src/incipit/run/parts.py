@@ -116,6 +116,8 @@ def text_form(task: Task) -> dict[str, Any]:
     }
     if task.kind == "chat":
         form["messages"] = spec.messages
+    if spec.reshape:
+        form["reshape"] = spec.reshape
     if spec.demonstrations:
         form["demonstrations"] = spec.demonstrations
     return form

@@ -30,6 +30,7 @@ class Example:
     choices: the legal targets (label words, or the options of this question); () for free text.
     choice: index of the target in choices. references: all accepted answers; the first is the target.
     messages: the turns of a chat, the last by the assistant. source: "file:line", for messages to the user.
+    group: what examples of one question share, for metrics that judge them together; "" where none does.
     """
 
     input: str
@@ -39,11 +40,14 @@ class Example:
     references: tuple[str, ...] = ()
     messages: tuple[Message, ...] = ()
     source: str = ""
+    group: str = ""
 
     def canonical(self) -> dict[str, Any]:
         """The example as a JSON value without its source, so that a moved file has the same hash."""
         value = asdict(self)
         del value["source"]
+        if not self.group:  # so that the hash of other data is what it was before there were groups
+            del value["group"]
         return value
 
     def answers(self) -> tuple[str, ...]:

@@ -36,13 +36,14 @@ def _filled(form: Form, record: Record, what: str) -> str:
 
 
 def _classification(spec: TaskSpec) -> Build:
-    form, labels = Form.parse(spec.input), Labels.of(spec.labels)
+    form, labels, group = Form.parse(spec.input), Labels.of(spec.labels), Form.parse(spec.group)
 
     def build(record: Record) -> Example:
         text = _filled(form, record, "input")
         index = labels.index(look_up(record.fields, spec.label), spec.label)
         word = labels.words[index]
-        return Example(text, word, labels.words, index, (word,), source=record.source)
+        shared = group.fill(record.fields) if spec.group else ""
+        return Example(text, word, labels.words, index, (word,), source=record.source, group=shared)
 
     return build
 
@@ -129,6 +130,18 @@ def _span(spec: TaskSpec) -> Build:
     return build
 
 
+def _referent(spec: TaskSpec) -> Build:
+    form, target, yes = Form.parse(spec.input), Form.parse(spec.target), Labels.of(["False", "True"])
+
+    def build(record: Record) -> Example:
+        wanted = _filled(target, record, "target")
+        right = yes.index(look_up(record.fields, spec.label), spec.label)
+        text = _filled(form, record, "input")
+        return Example(text, wanted, (), right, (wanted,), source=record.source)
+
+    return build
+
+
 def _chat(spec: TaskSpec) -> Build:
     def build(record: Record) -> Example:
         turns = look_up(record.fields, spec.messages)
@@ -166,5 +179,6 @@ KINDS: dict[str, Callable[[TaskSpec], Build]] = {
     "multiple_choice": _multiple_choice,
     "text": _text,
     "span": _span,
+    "referent": _referent,
     "chat": _chat,
 }

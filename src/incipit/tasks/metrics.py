@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from incipit.errors import DataError, nearest
 from incipit.tasks.example import Example
 
+MEAN = "mean"  # of the other metrics: how T5 and SuperGLUE judge a task with two
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -38,7 +40,7 @@ class Metric:
     function: Callable[[Outputs], float]
     higher_is_better: bool = True
     range: tuple[float, float] = (0.0, 1.0)
-    kinds: tuple[str, ...] = ("classification", "multiple_choice", "text", "span", "chat")
+    kinds: tuple[str, ...] = ("classification", "multiple_choice", "text", "span", "referent", "chat")
 
 
 def compute(
@@ -56,8 +58,8 @@ def compute(
     for name in names:
         if name not in METRICS:
             raise DataError(f"metric {name!r} is unknown{nearest(name, METRICS)}")
-    texts = [name for name in names if name != "perplexity"]
-    if not names or not examples:
+    texts = [name for name in names if name not in ("perplexity", MEAN)]
+    if not set(names) - {MEAN} or not examples:
         raise DataError(
             f"{len(names)} metrics over {len(examples)} examples: nothing to score; give at least one"
         )
@@ -66,7 +68,8 @@ def compute(
             f"{len(predictions)} predictions for {len(examples)} examples; give one each, in order"
         )
     outputs = Outputs(predictions, examples, _total(nll), _total(count))
-    scores = {name: float(METRICS[name].function(outputs)) for name in names}
+    plain = {name: float(METRICS[name].function(outputs)) for name in names if name != MEAN}
+    scores = {name: plain[name] if name in plain else _mean(list(plain.values())) for name in names}
     if texts and any(example.choices for example in examples):
         scores["legal_rate"] = _mean([p >= 0 for p in _indices(outputs)])
     elif {"pearson", "spearman"} & set(texts):
@@ -119,6 +122,50 @@ def _f1_macro(out: Outputs) -> float:
     true, predicted = _true(out), _indices(out)
     classes = sorted({*true, *predicted} - {-1})
     return float(f1_score(true, predicted, labels=classes, average="macro", zero_division=0.0))
+
+
+def _f1_macro_all(out: Outputs) -> float:
+    """Mean F1 over all label words, occurring or not: SuperGLUE's score of CB (Wang et al. 2019, section 3.1)."""
+    from sklearn.metrics import f1_score
+
+    words = list(range(max(len(e.choices) for e in out.examples)))
+    return float(f1_score(_true(out), _indices(out), labels=words, average="macro", zero_division=0.0))
+
+
+def _exact_match_by_group(out: Outputs) -> float:
+    """Share of the groups of examples whose predictions are all right: Khashabi et al. 2018, section 5 (MultiRC)."""
+    groups: dict[str, bool] = {}
+    for prediction, example in zip(out.predictions, out.examples, strict=True):
+        right = any(prediction.strip() == a.strip() for a in example.answers())
+        groups[example.group] = groups.get(example.group, True) and right
+    return _mean(list(groups.values()))
+
+
+_DETERMINERS = {
+    *("a", "an", "the", "this", "that", "these", "those", "my", "your", "her", "his", "our", "their"),
+    *("each", "every", "some", "few", "many", "much", "which", "whose"),
+}
+
+
+def same_referent(prediction: str, phrase: str) -> bool:
+    """Whether two noun phrases name one thing: the words of one hold the other's; case and determiners aside.
+
+    "Bob" does not name "Bob's hat": an apostrophe must be in both or in none. T5's rule for WSC (Raffel et al. 2020,
+    section 2.4, leaves it to the code).
+    """
+    got, wanted = (
+        [w for w in text.strip().lower().split(" ") if w and w not in _DETERMINERS]
+        for text in (prediction, phrase)
+    )
+    if not got or ("'" in " ".join(got)) != ("'" in " ".join(wanted)):
+        return False
+    return set(got) <= set(wanted) or set(wanted) <= set(got)
+
+
+def _referent_accuracy(out: Outputs) -> float:
+    """Share of the examples where "the written phrase is the given one" agrees with the label; nothing is wrong."""
+    pairs = list(zip(out.predictions, out.examples, strict=True))
+    return _mean([bool(p.strip()) and same_referent(p, e.target) == bool(e.choice) for p, e in pairs])
 
 
 def _mcc(out: Outputs) -> float:
@@ -235,10 +282,20 @@ def _perplexity(out: Outputs) -> float:
 
 _CLASSES, _NUMBERS, _WORDS = ("classification",), ("classification", "text"), ("text", "span", "chat")
 
+
+def _unmeant(out: Outputs) -> float:
+    """`compute` takes the mean of the other metrics."""
+    raise DataError("mean is taken of other metrics; name them beside it")
+
+
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(_accuracy),
     "f1_binary": Metric(_f1_binary, kinds=_CLASSES),
     "f1_macro": Metric(_f1_macro, kinds=_CLASSES),
+    "f1_macro_all": Metric(_f1_macro_all, kinds=_CLASSES),
+    "exact_match_by_group": Metric(_exact_match_by_group, kinds=_CLASSES),
+    "referent_accuracy": Metric(_referent_accuracy, kinds=("referent",)),
+    MEAN: Metric(_unmeant),
     "mcc": Metric(_mcc, range=(-1.0, 1.0), kinds=_CLASSES),
     "exact_match": Metric(_exact_match),
     "f1": Metric(_f1, kinds=_WORDS),
@@ -256,5 +313,6 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "multiple_choice": ("accuracy",),
     "text": ("exact_match", "f1"),
     "span": ("f1", "exact_match"),
+    "referent": ("referent_accuracy",),
     "chat": ("perplexity",),
 }

@@ -4,8 +4,9 @@
         record.fields == {"text": "Fine film.", "label": 1}
         record.source == "train.jsonl.gz:1"
 
-A source is a file (.jsonl .ndjson .json .csv .tsv .parquet, each also gzip or xz), a folder of them, or a
-data set of the Hugging Face hub, "hub:owner/name[/config]:split". A place is "file:line" where lines exist,
+A source is a file (.jsonl .ndjson .json .csv .tsv .parquet, each also gzip or xz), a folder of them, a folder
+and which of its files, "data/mnli:validation_matched", or a data set of the Hugging Face hub,
+"hub:owner/name[/config]:split". A place is "file:line" where lines exist,
 else "file[i]" with i from 0. CSV follows RFC 4180; TSV has no quotes (a quote is a letter like any other).
 """
 
@@ -86,12 +87,16 @@ def read(
         yield from _hub(source, streaming, problems)
         return
     path = source if base is None or files.is_remote(source) else os.path.join(os.fspath(base), source)
+    stem = ""
+    if not files.is_remote(path) and not files.exists(path):
+        path, stem = _cut_stem(path)
     names = None if files.is_remote(path) else files.folder_files(path)
     if names is None:
         yield from _file(path, source, problems)
         return
-    for name in _of_folder(source, names, split):
-        yield from _file(os.path.join(path, name), os.path.join(source, name), problems)
+    shown = source.removesuffix(f":{stem}") if stem else source
+    for name in _of_folder(shown, names, stem or split, exact=bool(stem)):
+        yield from _file(os.path.join(path, name), os.path.join(shown, name), problems)
 
 
 def data_stem(name: str) -> tuple[str, str]:
@@ -102,19 +107,29 @@ def data_stem(name: str) -> tuple[str, str]:
 
 
 def split_files(names: list[str], split: str) -> list[str]:
-    """The data files among `names` that are named after a split."""
-    return [n for n in names if data_stem(n)[1] and data_stem(n)[0] in _STEMS[split]]
+    """The data files among `names` that are named after a split, or have that very stem."""
+    return [n for n in names if data_stem(n)[1] and data_stem(n)[0] in _STEMS.get(split, (split,))]
 
 
-def _of_folder(source: str, names: list[str], split: str) -> list[str]:
+def _cut_stem(path: str) -> tuple[str, str]:
+    """("data/mnli", "validation_matched") of "data/mnli:validation_matched"; the stem is "" where none is meant."""
+    folder, _, stem = path.rpartition(":")
+    return (
+        (folder, stem) if stem and "/" not in stem and files.folder_files(folder) is not None else (path, "")
+    )
+
+
+def _of_folder(source: str, names: list[str], split: str, exact: bool) -> list[str]:
     data = [n for n in names if data_stem(n)[1]]
     named = split_files(data, split)
     if len(named) > 1:
         raise DataError(f"{source!r} holds {' and '.join(named)} for the split {split!r}; name one of them")
     if named:
         return named
-    if any(split_files(data, other) for other in _STEMS):
-        raise DataError(f"{source!r} holds no file for the split {split!r} ({', '.join(data)}); name a file")
+    if exact or any(split_files(data, other) for other in _STEMS):
+        raise DataError(
+            f"{source!r} holds no file for the split {split!r} ({', '.join(data) or 'no data file'}); name a file"
+        )
     if not data:
         raise DataError(f"{source!r} is a folder without data files; put {_KNOWN} files there")
     return data

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from incipit.errors import DataError, RecipeError, nearest
+from incipit.tasks.catalogue import expanded
 from incipit.tasks.forms import Form
-from incipit.tasks.metrics import DEFAULTS, METRICS
+from incipit.tasks.metrics import DEFAULTS, MEAN, METRICS
+from incipit.tasks.reshape import RESHAPES
 
 SPLITS = ("train", "validation", "test")
 
@@ -26,7 +28,7 @@ class TaskSpec:
 
     name: str
     kind: str
-    """classification | multiple_choice | text | span | chat"""
+    """classification | multiple_choice | text | span | referent | chat"""
     input: str = ""
     """Template of what the model reads: "Review: {sentence}"; {a.b} reaches into objects, {{ is a brace."""
     description: str = ""
@@ -37,9 +39,9 @@ class TaskSpec:
     """classification: raw value -> label word, or a list of words (raw value: the word, or its index).
     multiple_choice: raw names of the options in order, such as ["A", "B", "C"]; empty: index or option."""
     label: str = "label"
-    """Field with the raw label (classification, multiple_choice)."""
+    """Field with the raw label (classification, multiple_choice; referent: whether the phrase is the right one)."""
     target: str = ""
-    """Template of what the model must write (text); empty: the first of `answers`."""
+    """Template of what the model must write (text, referent); text: empty takes the first of `answers`."""
     choices: Sequence[str] | str = ()
     """multiple_choice: templates of the options, or the name of one field that holds the list of options."""
     answers: str = "answers"
@@ -47,9 +49,13 @@ class TaskSpec:
     messages: str = "messages"
     """Field with the turns of a chat: a list of {"role", "content"}, the last by the assistant."""
     metrics: Sequence[str] = ()
-    """Names from metrics.METRICS, the first is THE metric; empty: the default of the kind."""
+    """Names from metrics.METRICS, the first is THE metric; empty: the default of the kind. "mean": of the others."""
+    reshape: str = ""
+    """Name from reshape.RESHAPES: what a published record becomes before the templates read it."""
+    group: str = ""
+    """Template of what the examples of one question share (classification), for exact_match_by_group."""
     train: str = ""
-    """A file, a folder, or hub:owner/name[/config]:split; empty: no such split."""
+    """A file, a folder, FOLDER:STEM of one of its files, or hub:owner/name[/config]:split; empty: no such split."""
     validation: str = ""
     test: str = ""
     split: Mapping[str, float] = field(default_factory=dict)
@@ -70,7 +76,8 @@ class TaskSpec:
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> TaskSpec:
-        """From a TOML table; raises one RecipeError with all unknown keys and all problems."""
+        """From a TOML table, with `form` and `data` or without; raises one RecipeError with all problems."""
+        table = expanded(table)
         known = [f.name for f in fields(cls)]
         found = [f"{key}: unknown key{nearest(key, known)}" for key in table if key not in known]
         values = {key: value for key, value in table.items() if key in known and value not in ({}, None)}
@@ -95,10 +102,11 @@ class TaskSpec:
 
 
 _NEEDS = {  # the keys that a kind reads beyond the ones that every kind reads
-    "classification": ("input", "labels", "label"),
+    "classification": ("input", "labels", "label", "group"),
     "multiple_choice": ("input", "labels", "label", "choices"),
     "text": ("input", "target", "answers"),
     "span": ("input", "answers"),
+    "referent": ("input", "target", "label"),
     "chat": ("messages",),
 }
 
@@ -144,9 +152,16 @@ def _wrong_kind(spec: TaskSpec) -> Iterator[str]:
         value = getattr(spec, f.name)
         if some_kind_reads_it and f.name not in reads and value not in (f.default, [], {}):
             yield f"{f.name}: the kind {spec.kind!r} does not read it; remove it"
-    for key in set(reads) & {"input", "choices"}:
+    needed = {"input", "choices", *(["target"] if spec.kind == "referent" else [])}
+    for key in sorted(set(reads) & needed):
         if not getattr(spec, key):
             yield f"{key}: missing; the kind {spec.kind!r} needs it"
+    if MEAN in spec.metrics and len(set(spec.metrics)) < 2:
+        yield f"metrics: {MEAN!r} stands alone; name the metrics that it is the mean of beside it"
+    if spec.reshape and spec.reshape not in RESHAPES:
+        yield f"reshape: {spec.reshape!r} is unknown{nearest(spec.reshape, RESHAPES)}"
+    if "exact_match_by_group" in spec.metrics and not spec.group:
+        yield 'group: missing; "exact_match_by_group" needs what the examples of one question share'
     for name in spec.metrics:
         if name not in METRICS:
             yield f"metrics: {name!r} is unknown{nearest(name, METRICS)}"
@@ -159,7 +174,12 @@ def _wrong_kind(spec: TaskSpec) -> Iterator[str]:
 
 def _wrong_templates(spec: TaskSpec) -> Iterator[str]:
     listed = () if isinstance(spec.choices, str) else spec.choices
-    for key, text in [("input", spec.input), ("target", spec.target), *(("choices", c) for c in listed)]:
+    for key, text in [
+        ("input", spec.input),
+        ("target", spec.target),
+        ("group", spec.group),
+        *(("choices", c) for c in listed),
+    ]:
         try:
             Form.parse(text)
         except DataError as error:

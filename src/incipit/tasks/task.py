@@ -27,7 +27,8 @@ from incipit.tasks import metrics, splits
 from incipit.tasks.example import Example
 from incipit.tasks.kinds import builder
 from incipit.tasks.labels import Labels
-from incipit.tasks.records import Problems, read, split_files
+from incipit.tasks.records import Problems, Record, read, split_files
+from incipit.tasks.reshape import reshaped
 from incipit.tasks.spec import SPLITS, TaskSpec
 
 __all__ = ["BUILTIN", "Task", "TaskSpec", "builtin", "builtin_names"]
@@ -168,11 +169,14 @@ class Task:
         records = read(source, problems=problems, base=self.base, split=split, streaming=self.spec.streaming)
         for record in records:
             try:
-                example = self._build(record)
+                examples = [
+                    self._build(Record(fields, record.source))
+                    for fields in reshaped(self.spec.reshape, record.fields, split)
+                ]
             except DataError as error:
                 problems.add(record.source, str(error))
             else:
-                yield example
+                yield from examples
 
 
 def builtin_names() -> tuple[str, ...]:
