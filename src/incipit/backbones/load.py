@@ -31,12 +31,14 @@ def load(
     device: str = "cpu",
     revision: str | None = None,
     trust_code: bool = False,
+    sentinel: str = "",
 ) -> Backbone:
     """Load a frozen backbone.
 
     name: a Hugging Face id, a folder written by `save_pretrained`, or "builtin:minilm", "builtin:lm",
     "builtin:t5". dtype: float32, bfloat16, float16, float64, or "auto" (as stored; also for quantised
-    weights). device: "cpu", "cuda", "cuda:1", "mps", or "auto". Raises BackboneError with the reason when the
+    weights). device: "cpu", "cuda", "cuda:1", "mps", or "auto". sentinel: see
+    `Words.lead_with`. Raises BackboneError with the reason when the
     model cannot be had or cannot carry a prompt.
     """
     from transformers import AutoConfig, AutoTokenizer
@@ -66,7 +68,9 @@ def load(
             f"the files of {name!r} lack {len(absent)} weights of a {type(model).__name__} "
             f"(first: {absent[0]}), which would be random numbers: choose a checkpoint of the whole model"
         )
-    return wrap(name, _placed(model, target, name), tokenizer)
+    backbone = wrap(name, _placed(model, target, name), tokenizer)
+    backbone.lead_with(sentinel)
+    return backbone
 
 
 def wrap(name: str, model: nn.Module, tokenizer: Any) -> Backbone:

@@ -22,6 +22,7 @@ class Words:
     tokenizer: Any
     geometry: Geometry
     special: frozenset[int]
+    lead: tuple[int, ...] = ()  # ids before every target; see `lead_with`
 
     @property
     def pad_id(self) -> int:
@@ -83,7 +84,7 @@ class Words:
         causal = self.family == "causal"
         ids, target = self.pair_ids(before, after) if causal else (self.text_ids(before), [])
         if self.family == "encoder-decoder" and after:
-            target = self.text_ids(after)
+            target = [*self.lead, *self.text_ids(after)]
         if end and after and self.family != "encoder":
             target = [*target, *self.eos_ids]
         taken = room + len(self.ending) + (len(target) if causal else 0)
@@ -96,6 +97,20 @@ class Words:
                 )
             ids = ids[over:] if causal else ids[:-over]
         return Encoded(tuple(ids) + self.ending, tuple(target), None, choice, source)
+
+    def lead_with(self, token: str) -> None:
+        """Put one special token before every target, as span corruption does; `decode` leaves it out again.
+
+        Lester et al. 2021, section 3.2 ("Span Corruption + Sentinel"). Raises BackboneError for what is
+        no special token of an encoder-decoder.
+        """
+        found = self.text_ids(token) if token else []
+        if token and (self.family != "encoder-decoder" or len(found) != 1 or found[0] not in self.special):
+            raise BackboneError(
+                f"{token!r} cannot stand before the targets of {self.name!r}: give one special token of an "
+                "encoder-decoder, such as <extra_id_0> of a T5"
+            )
+        self.lead = tuple(found)
 
     def encode_chat(
         self, messages: Sequence[Mapping[str, str]], *, room: int = 0, source: str = ""

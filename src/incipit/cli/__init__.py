@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from incipit.cli import demo, evaluate, export, import_, list_, predict, pretrain, show, tune
+from incipit.cli import demo, evaluate, export, import_, list_, predict, pretrain, show, study, tune
 from incipit.errors import IncipitError, Interrupted
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "show": show.show,
     "list": list_.list_,
     "pretrain": pretrain.pretrain,
+    "study": study.study,
     "import": import_.import_,
     "export": export.export,
 }

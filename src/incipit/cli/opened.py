@@ -36,7 +36,7 @@ class Backbones:
 
     def __init__(self, name: str = "") -> None:
         self.name = name
-        self._loaded: dict[tuple[str, str, str], Backbone] = {}
+        self._loaded: dict[tuple[str, str, str, str], Backbone] = {}
 
     def of(self, artifact: Artifact) -> Backbone:
         """The backbone of an artifact, or the one that was named instead."""
@@ -46,9 +46,12 @@ class Backbones:
         name = self.name or str(artifact.card["backbone"]["name"])
         dtype = str(settings.get("dtype", "float32"))
         revision = "" if self.name else str(settings.get("revision", ""))
-        key = (name, dtype, revision)
+        sentinel = str(settings.get("sentinel", ""))
+        key = (name, dtype, revision, sentinel)
         if key not in self._loaded:  # trust_code is never taken from a card: it would run a stranger's code
-            self._loaded[key] = load(name, dtype=dtype, device="auto", revision=revision or None)
+            self._loaded[key] = load(
+                name, dtype=dtype, device="auto", revision=revision or None, sentinel=sentinel
+            )
             for note in self._loaded[key].notes:
                 typer.echo(f"note: {note}", err=True)
         return self._loaded[key]

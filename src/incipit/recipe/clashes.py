@@ -95,9 +95,11 @@ def _train(recipe: Recipe) -> Iterator[str]:
             'train.method: nothing is trained; got "prompt" with prompt.kind = "none"; '
             'set prompt.kind = "input" or "prefix", or train.method = "model"'
         )
-    if t.lr_absolute is not None and t.lr != (0.001 if t.method == "model" else 0.03):
+    if t.lr_absolute is not None and t.lr != (0.03 if t.method == "prompt" else 0.001):
         both = f"{t.lr_absolute} beside lr = {t.lr}"
         yield f"train.lr_absolute: stands in place of train.lr; got {both}; remove one"
+    if t.method != "lora":
+        yield from _unread(t, ["rank"], "train", 'train.method = "lora"')
     if t.warmup > t.steps:
         yield f"train.warmup: longer than the run; got {t.warmup} of {t.steps} steps; shorten it"
     if not t.seeds:

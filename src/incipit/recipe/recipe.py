@@ -170,6 +170,6 @@ def _defaulted(recipe: Recipe, spec: TaskSpec | None) -> Recipe:
     prompt, train = recipe.prompt, recipe.train
     if "start" not in prompt.model_fields_set and spec is not None and spec.kind != "classification":
         prompt = prompt.model_copy(update={"start": "vocabulary"})
-    if "lr" not in train.model_fields_set and train.method == "model":
+    if "lr" not in train.model_fields_set and train.method != "prompt":
         train = train.model_copy(update={"lr": 0.001})
     return recipe.model_copy(update={"prompt": prompt, "train": train})

@@ -33,6 +33,9 @@ class BackboneTable(Table):
     """Branch, tag or commit of a hub id; empty: its main branch."""
     trust_code: bool = False
     """Run Python code that comes with the model. Only for a source you trust."""
+    sentinel: str = ""
+    """Encoder-decoders: a special token before every target, left out of what is written: "<extra_id_0>" for a T5 that
+    has seen span corruption alone."""
 
 
 class PromptTable(Table):
@@ -73,15 +76,18 @@ class PromptTable(Table):
 class TrainTable(Table):
     """[train]: how long, how fast, how often."""
 
-    method: Literal["prompt", "model"] = "prompt"
-    """What is trained: the prompt on a frozen backbone, or the whole backbone (model tuning)."""
+    method: Literal["prompt", "model", "lora", "ia3"] = "prompt"
+    """What is trained: the prompt on a frozen backbone, the whole backbone (model tuning), or for comparison PEFT's
+    adapters inside its layers ("lora", "ia3"; needs peft), of which only scores are kept."""
+    rank: Counted = 8
+    """method = "lora": rank of the added matrices."""
     steps: Counted = 1000
     """Optimiser steps."""
     batch: Counted = 32
     """Examples a step."""
     lr: Annotated[float, Field(gt=0)] = 0.03
     """Step size in units of the backbone's embedding RMS.
-    method = "model": absolute, and 0.001 without this key."""
+    method = "model", "lora", "ia3": absolute, and 0.001 without this key."""
     lr_absolute: Annotated[float, Field(gt=0)] | None = None
     """Step size in plain numbers, in place of `lr` (the paper's 0.3 for T5)."""
     optimiser: Literal["adafactor", "adamw"] = "adafactor"
@@ -97,7 +103,7 @@ class TrainTable(Table):
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the forward pass is computed in; prompt and optimiser stay in float32."""
     seeds: Annotated[tuple[Whole, ...], Field(strict=False)] = (0,)
-    """One prompt is trained for each seed, all in one process (method = "model": one after another)."""
+    """One prompt is trained for each seed, all in one process (other methods: one after another)."""
     eval_every: Counted = 100
     """Steps between scores on validation; the last step is always scored."""
     eval_limit: Whole = 0

@@ -18,10 +18,11 @@ from incipit import artifact, files
 from incipit.backbones import Backbone
 from incipit.batch import Batch, Encoded, collate
 from incipit.errors import RecipeError, StorageError, TrainingError
-from incipit.evaluation import evaluate_all
+from incipit.evaluation import Evaluation, Trial, evaluate_all
 from incipit.recipe import Recipe
 from incipit.run.members import Data, Member, Tuned, keep, make_member, member_name
-from incipit.run.parts import load_backbone, objective, passes
+from incipit.run.parts import decode_options, load_backbone, objective, passes
+from incipit.tasks.example import Example
 from incipit.tasks.metrics import METRICS
 from incipit.train import FitSettings, OptimSettings, Outcome, fit
 from incipit.train.checkpoint import FILE as CHECKPOINT
@@ -66,7 +67,7 @@ def plan(recipes: Sequence[Recipe], folder: files.PathLike, backbone: Backbone |
     for recipe in recipes:
         for seed in recipe.train.seeds:
             groups.setdefault(_bundle_key(recipe, seed), []).append((recipe, seed))
-    if backbone is not None and len(groups) > 1 and any(r.train.method == "model" for r in recipes):
+    if backbone is not None and len(groups) > 1 and any(r.train.method != "prompt" for r in recipes):
         raise RecipeError(
             f"a backbone that is given can be tuned in one run, here are {len(groups)}: "
             "leave `backbone` out, and each run loads its own"
@@ -76,7 +77,7 @@ def plan(recipes: Sequence[Recipe], folder: files.PathLike, backbone: Backbone |
     def lent(recipe: Recipe) -> Backbone:
         if backbone is not None:
             return backbone
-        if recipe.train.method == "model":  # a tuned model is not lent to the next bundle
+        if recipe.train.method != "prompt":  # a tuned model is not lent to the next bundle
             return load_backbone(recipe)
         key = recipe.backbone.model_dump_json()
         if key not in loaded:
@@ -105,13 +106,13 @@ def _bundle_key(recipe: Recipe, seed: int) -> str:
     prompt = recipe.prompt.model_dump(include={"kind", "sites", "readout", "attention"})
     layout = "" if kind == "input" else recipe.prompt.layout  # may put rows beside keys and values, or none
     best = METRICS[recipe.spec.metric_names()[0]].higher_is_better
-    alone = [recipe.name, seed] if recipe.train.method == "model" else []
+    alone = [recipe.name, seed] if recipe.train.method != "prompt" else []
     return files.sha256_json([recipe.backbone.model_dump(), train, prompt, layout, best, alone])
 
 
 def _folder_name(pairs: Sequence[Pair]) -> str:
     """Where a bundle goes that is not the only one of its call."""
-    whole = pairs[0][0].train.method == "model"
+    whole = pairs[0][0].train.method != "prompt"
     names = [member_name(r, seed) if whole else r.name for r, seed in pairs]
     joined = "+".join(dict.fromkeys(names))
     return joined if len(joined) <= 80 else f"{joined[:70]}-{files.sha256_json(names)[:8]}"
@@ -130,8 +131,8 @@ class Bundle:
 
     @property
     def whole(self) -> bool:
-        """Whether it tunes the model itself, which then belongs to it."""
-        return self.pairs[0][0].train.method == "model"
+        """Whether it changes the model itself, which then belongs to it."""
+        return self.pairs[0][0].train.method != "prompt"
 
     def check_places(self, resume: bool, overwrite: bool) -> None:
         """Before a long training: an artifact will find its place free, or may replace an artifact there."""
@@ -187,6 +188,18 @@ class Bundle:
     def release(self) -> None:
         """Let go of the model that was tuned; `finish` reads it again from the checkpoint."""
         self.members, self._backbone = [], None
+
+    @property
+    def backbone(self) -> Backbone:
+        """The model with the best tensors of its members, after `train`."""
+        assert self._backbone is not None, "train first"
+        return self._backbone
+
+    def judge(self, examples: Sequence[Example], metrics: Sequence[str]) -> dict[str, Evaluation]:
+        """Every member, with its best tensors, on other examples than its own; by its name."""
+        trials = [Trial(m.prompt, examples, metrics, decode_options(m.recipe)) for m in self.members]
+        found = evaluate_all(self.backbone, trials)
+        return {m.name: one for m, one in zip(self.members, found, strict=True)}
 
     def finish(self, tested: Callable[[Member], bool]) -> list[Tuned]:
         """Score the test split once, of the chosen members in the same batches; write artifacts and records."""

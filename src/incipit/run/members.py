@@ -19,6 +19,7 @@ from incipit.errors import RecipeError
 from incipit.evaluation import Trial
 from incipit.prompts import Prompt, Reading
 from incipit.recipe import Recipe
+from incipit.run.adapters import adapt
 from incipit.run.parts import decode_options, prompt_choice, text_form
 from incipit.tasks.example import Example
 from incipit.tasks.task import Task
@@ -104,11 +105,11 @@ def member_name(recipe: Recipe, seed: int) -> str:
 
 
 def make_member(recipe: Recipe, seed: int, data: Data) -> Member:
-    """A prompt at its start with its own order of rows; all weights of the backbone with method = "model"."""
+    """A prompt at its start with its own order of rows; the backbone's weights or adapters with other methods."""
     backbone, task = data.backbone, data.task(recipe)
     prompt = make_prompt(prompt_choice(recipe), backbone, task.labels, seed)
     name, train = member_name(recipe, seed), recipe.train
-    module, units = _trained(recipe, backbone, prompt)
+    module, units = _trained(recipe, backbone, prompt, seed)
     rate = train.lr if train.lr_absolute is None else train.lr_absolute
     ready = data.ready(recipe, prompt.length if prompt is not None else 0)
     trainee = Trainee(name, module, _stream(task, ready, seed), units, rate)
@@ -119,14 +120,19 @@ def make_member(recipe: Recipe, seed: int, data: Data) -> Member:
     return Member(recipe, seed, name, task, prompt, trainee, dev)
 
 
-def _trained(recipe: Recipe, backbone: Backbone, prompt: Prompt | None) -> tuple[nn.Module, dict[str, float]]:
+def _trained(
+    recipe: Recipe, backbone: Backbone, prompt: Prompt | None, seed: int
+) -> tuple[nn.Module, dict[str, float]]:
     """What is trained, and the learning-rate unit of its parameters by name."""
-    train, whole = recipe.train, recipe.train.method == "model"
+    train, whole = recipe.train, recipe.train.method != "prompt"
     module: nn.Module
     units: dict[str, float] = {}
     if whole:
-        for parameter in backbone.model.parameters():
-            parameter.requires_grad_(True)
+        if train.method == "model":
+            for parameter in backbone.model.parameters():
+                parameter.requires_grad_(True)
+        else:
+            adapt(backbone.model, train.method, train.rank, seed)
         module = nn.ModuleList([backbone.model, *([prompt] if prompt is not None else [])])
     else:
         if prompt is None:

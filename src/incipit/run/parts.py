@@ -30,7 +30,14 @@ def load_backbone(recipe: Recipe) -> Backbone:
     b, device = recipe.backbone, recipe.backbone.device
     if device == "auto" and (state := Accelerator()).num_processes > 1:
         device = str(state.device)  # of this process, as accelerate launch hands them out
-    return load(b.name, dtype=b.dtype, device=device, revision=b.revision or None, trust_code=b.trust_code)
+    return load(
+        b.name,
+        dtype=b.dtype,
+        device=device,
+        revision=b.revision or None,
+        trust_code=b.trust_code,
+        sentinel=b.sentinel,
+    )
 
 
 def objective(backbone: Backbone, prompts: Sequence[Prompt | None]) -> Objective:

@@ -1,0 +1,126 @@
+"""incipit study: a grid of recipes, resumable; and the report that sets its records beside the published numbers."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from incipit.cli import options, output
+
+if TYPE_CHECKING:
+    from incipit.study.plan import Study
+
+
+class Action(StrEnum):
+    """What is done with a study."""
+
+    run = "run"
+    report = "report"
+
+
+Actions = Annotated[
+    Action,
+    typer.Argument(
+        metavar="run|report", help="Run what is not done yet, or write the report.", show_default=False
+    ),
+]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="STUDY", help="A folder, or the name of one below studies/.", show_default=False),
+]
+Scale = Annotated[str, typer.Option(metavar="NAME", help="A .toml file of the study: small, paper.")]
+Only = Annotated[
+    list[str],
+    typer.Option(metavar="EXPERIMENT", help="This experiment alone. May be repeated.", show_default=False),
+]
+Data = Annotated[Path, typer.Option(metavar="FOLDER", help="Where the data sets are, a folder each.")]
+Corpus = Annotated[
+    str,
+    typer.Option(
+        metavar="FOLDER",
+        help="run: raw text for the backbones that the study trains itself.",
+        show_default=False,
+    ),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Where records, checkpoints and the report go. Without it: runs/STUDY-SCALE.",
+        show_default=False,
+    ),
+]
+Records = Annotated[
+    list[Path],
+    typer.Option(
+        metavar="FILE",
+        help="report: records to read, in place of those of the folder, else of the study. May be repeated.",
+        show_default=False,
+    ),
+]
+StandIn = Annotated[
+    str,
+    typer.Option(
+        metavar="BACKBONE",
+        help="run: this backbone in place of every one, to try a study.",
+        show_default=False,
+    ),
+]
+Most = Annotated[int, typer.Option(metavar="N", min=0, help="run: stop after N cells; 0: all.")]
+
+
+def study(
+    action: Actions,
+    name: Name,
+    scale: Scale = "small",
+    only: Only = [],  # noqa: B006 (typer copies it)
+    data: Data = Path("data"),
+    corpus: Corpus = "",
+    folder: Folder = None,
+    records: Records = [],  # noqa: B006
+    stand_in: StandIn = "",
+    settings: options.Settings = [],  # noqa: B006
+    limit: Most = 0,
+    json: options.Json = None,
+    debug: options.Debug = False,
+) -> None:
+    """Run a study, or report on it.
+
+    A study is a grid of recipes. What is done is on record and not done again, so the same line goes on after any
+    interruption; changed settings, data or backbones make new records and leave the old ones unread.
+    """
+    from incipit.study import grid
+    from incipit.study.plan import Study
+
+    made = Study.read(name, scale, data, settings)
+    place = folder or Path("runs") / f"{made.folder.name}-{scale}"
+    if action is Action.report:
+        _report(made, place, only, records, json)
+        return
+    done = grid.run(made, place, only=only, corpus=corpus, stand_in=stand_in, limit=limit)
+    counts = f"{len(done.ran)} cells run, {len(done.known)} done before"
+    typer.echo(f"{counts}, in {done.seconds:.0f} s: {place / grid.RECORDS}")
+    output.write(json, {"ran": done.ran, "known": done.known, "seconds": done.seconds})
+
+
+def _report(made: Study, place: Path, only: list[str], records: list[Path], json: Path | None) -> None:
+    """Write the pages, and show the verdicts."""
+    from incipit import files
+    from incipit.study import grid, report
+
+    own = made.folder / "records" / f"{made.scale}.jsonl"
+    found = (
+        records or [p for p in (place / grid.RECORDS, own) if files.exists(p)][:1] or [place / grid.RECORDS]
+    )
+    written = report.build(made, report.read_records(found), only)
+    pages = report.write(written, place)
+    output.table(
+        ["claim", "verdict", "evidence"], [[c.number, c.verdict, c.evidence] for c in written.claims]
+    )
+    typer.echo(f"{written.run} of {written.places} settings: {', '.join(map(str, pages))}")
+    output.write(
+        json, {"claims": [vars(c) for c in written.claims], "run": written.run, "places": written.places}
+    )

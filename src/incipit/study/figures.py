@@ -1,0 +1,52 @@
+"""Figures of the report: means over seeds with their deviation, as SVG; equal records give equal bytes."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+
+from incipit.errors import RecipeError
+
+Series = Mapping[
+    str, Sequence[tuple[str, Sequence[float]]]
+]  # label -> (place on the axis, numbers of the seeds)
+COLOURS = ("#cc3311", "#4477aa", "#228833", "#aa7733", "#aa3377", "#555555", "#66ccee")
+
+
+def lines(series: Series, places: Sequence[str], x: str, y: str, title: str) -> str:
+    """One line a series over named places, with bars of one standard deviation; text of an <svg> element."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RecipeError('the report needs matplotlib: pip install "incipit[study]"') from error
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for n, (label, points) in enumerate(series.items()):
+        at = [places.index(place) for place, _ in points]
+        means = [100 * statistics.fmean(numbers) for _, numbers in points]
+        wide = [100 * statistics.stdev(numbers) if len(numbers) > 1 else 0.0 for _, numbers in points]
+        colour = COLOURS[n % len(COLOURS)]
+        axes.errorbar(
+            at,
+            means,
+            yerr=wide,
+            color=colour,
+            marker="o",
+            markersize=4,
+            capsize=3,
+            linewidth=1.4,
+            label=label,
+        )
+    axes.set_xticks(range(len(places)), list(places), fontsize=8)
+    axes.set_xlim(-0.4, len(places) - 0.6)
+    axes.set(xlabel=x, ylabel=y)
+    axes.set_title(title, fontsize=9)
+    axes.grid(axis="y", color="#eeeeee")
+    axes.legend(frameon=False, fontsize=8)
+    image = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": title, "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(image, format="svg", metadata={"Date": None, "Creator": None})
+    text = image.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,249 @@
+"""Study: a folder of TOML files -> cells, each one recipe (or one baseline) at one point of an experiment.
+
+    study = Study.read("lester2021", scale="small", data="data")
+    study.places()[0].coordinates   # {"task": "trec", "backbone": "minilm", "method": "prompt", "length": "1"}
+
+    studies/NAME/study.toml       title and experiments' figures, for the report
+                 SCALE.toml       [base], [backbones], [tasks], [methods], [experiments]
+                 published.toml   the paper's numbers, each with its source
+                 claims.toml      what is claimed, and the rule that judges it
+
+A cell is known by its key: the hash of everything that its result depends on, without places on this machine. So a
+cell that two experiments share is run once, and a record is never read for other settings than its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from incipit import files
+from incipit.errors import RecipeError, nearest
+from incipit.recipe import Recipe
+from incipit.train.trainee import FREE
+
+AXES = ("task", "backbone", "method")
+DOES = ("tune", "few-shot", "ensemble")
+_TOP = ("title", "base", "backbones", "tasks", "methods", "experiments")
+_BACKBONE = ("name", "parameters", "pretrain", "after", "set", "dtype", "sentinel")
+_HOMES = {"task": "tasks", "backbone": "backbones", "method": "methods", "shift": "tasks"}
+_EXPERIMENT = (*AXES, "axes", "seeds", "set", "shift", "about")
+PLACES = ("data", "train", "validation", "test")  # of a task: where, not what
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to run. key: hash of its settings. shift: further tasks that its result is scored on."""
+
+    key: str
+    name: str
+    do: str
+    recipe: Recipe
+    backbone: str
+    shots: int = 0
+    shift: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds that it is run with."""
+        return tuple(self.recipe.train.seeds)
+
+    def cost(self, parameters: float) -> float:
+        """What it takes, in units that are alike for all cells: rows read times size of the backbone."""
+        train = self.recipe.train
+        rows = train.steps * train.batch if self.do != "few-shot" else 200
+        length = self.recipe.prompt.length if self.recipe.prompt.kind == "input" else 0
+        return rows * len(self.seeds) * (40 + length) * max(parameters, 1.0)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cell stands in an experiment: axis -> label."""
+
+    experiment: str
+    coordinates: Mapping[str, str]
+    cell: Cell
+
+
+@dataclass(frozen=True)
+class Study:
+    """One scale of a study, as its files say it."""
+
+    folder: Path
+    scale: str
+    table: Mapping[str, Any]
+    data: str
+    overrides: Sequence[str] = ()
+
+    @classmethod
+    def read(
+        cls, name: str, scale: str = "small", data: files.PathLike = "data", overrides: Sequence[str] = ()
+    ) -> Study:
+        """From studies/NAME below the present folder, or from a folder; `overrides` change every recipe.
+
+        Raises RecipeError for an unknown study or scale, and for keys that no study has.
+        """
+        folder = located(name)
+        path = folder / f"{scale}.toml"
+        if not files.exists(path):
+            known = [p.stem for p in folder.glob("*.toml") if "experiments" in files.read_toml(p)]
+            raise RecipeError(f"study {name!r} has no scale {scale!r}{nearest(scale, known)}")
+        table = files.read_toml(path)
+        problems = [f"{k}: unknown key{nearest(k, _TOP)}" for k in table if k not in _TOP]
+        for name_, backbone in table.get("backbones", {}).items():
+            problems += [
+                f"backbones.{name_}.{k}: unknown key{nearest(k, _BACKBONE)}"
+                for k in backbone
+                if k not in _BACKBONE
+            ]
+        for name_, experiment in table.get("experiments", {}).items():
+            problems += [
+                f"experiments.{name_}.{k}: unknown key{nearest(k, _EXPERIMENT)}"
+                for k in experiment
+                if k not in _EXPERIMENT
+            ]
+            for axis, home in _HOMES.items():
+                labels = experiment.get(axis, [])
+                known = list(table.get(home, {}))
+                problems += [
+                    f"experiments.{name_}.{axis}: {k!r} is not in [{home}]{nearest(k, known)}"
+                    for k in (labels if isinstance(labels, list) else [])
+                    if k not in known
+                ]
+        if problems:
+            raise RecipeError(f"{path}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+        return cls(folder, scale, table, str(data), tuple(overrides))
+
+    @property
+    def experiments(self) -> Mapping[str, Mapping[str, Any]]:
+        """Name -> its table."""
+        return dict(self.table.get("experiments", {}))
+
+    def parameters(self, backbone: str) -> float:
+        """Declared size of a backbone, for order and cost; records hold the counted one."""
+        return float(self.table["backbones"][backbone].get("parameters", 0))
+
+    def chosen(self, only: Sequence[str] = ()) -> list[str]:
+        """Names of the experiments, or those of `only`; RecipeError for an unknown one."""
+        for name in only:
+            if name not in self.experiments:
+                raise RecipeError(f"the study has no experiment {name!r}{nearest(name, self.experiments)}")
+        return list(only) or list(self.experiments)
+
+    def places(self, only: Sequence[str] = ()) -> list[Place]:
+        """Every cell of the experiments, in their order. Raises RecipeError where a combination is no recipe."""
+        return [place for name in self.chosen(only) for place in self._places[name]]
+
+    @cached_property
+    def _places(self) -> dict[str, list[Place]]:
+        return {name: list(self._of(name, table)) for name, table in self.experiments.items()}
+
+    def _of(self, name: str, table: Mapping[str, Any]) -> Iterator[Place]:
+        backbones = table["backbone"]
+        axes: dict[str, Mapping[str, Any]] = {
+            "task": {t: self.table["tasks"][t].get("set", {}) for t in table["task"]}
+        }
+        if not isinstance(backbones, str):
+            axes["backbone"] = {label: {} for label in backbones}
+        axes["method"] = {m: self.table["methods"][m] for m in table.get("method", ["prompt"])}
+        axes |= table.get("axes", {})
+        shift = {t: self._task(t) for t in table.get("shift", ())}
+        for labels in itertools.product(*axes.values()):
+            coordinates = dict(zip(axes, labels, strict=True))
+            changes: dict[str, Any] = {}
+            for axis, label in coordinates.items():
+                changes |= axes[axis][label]
+            changes |= table.get("set", {})
+            if "seeds" in table:
+                changes["train.seeds"] = table["seeds"]
+            own = "/".join([name, *labels])
+            label = backbones.format(**coordinates) if isinstance(backbones, str) else coordinates["backbone"]
+            if label not in self.table["backbones"]:
+                raise RecipeError(
+                    f"{own}: {label!r} is not in [backbones]{nearest(label, self.table['backbones'])}"
+                )
+            yield Place(name, coordinates, self._cell(own, coordinates["task"], label, changes, shift))
+
+    def _task(self, label: str) -> dict[str, Any]:
+        """The [task] table of a task, with the data folder written in."""
+        task = {k: v for k, v in self.table["tasks"][label].items() if k != "set"}
+        return {k: v.replace("{data}", self.data) if k in PLACES else v for k, v in task.items()}
+
+    def _cell(
+        self, name: str, task: str, label: str, changes: Mapping[str, Any], shift: Mapping[str, Any]
+    ) -> Cell:
+        changes = dict(changes)
+        do, shots = str(changes.pop("do", "tune")), int(changes.pop("shots", 0))
+        if do not in DOES:
+            raise RecipeError(f"{name}: do = {do!r} is unknown{nearest(do, DOES)}")
+        backbone = self.table["backbones"][label]
+        changes = dict(backbone.get("set", {})) | changes
+        base: dict[str, Any] = {k: dict(v) for k, v in self.table.get("base", {}).items()}
+        named = {"name": backbone.get("name", label)} | {
+            k: backbone[k] for k in ("dtype", "sentinel") if k in backbone
+        }
+        table = base | {
+            "name": re.sub(r"[^A-Za-z0-9._-]+", "-", name),
+            "backbone": base.get("backbone", {}) | named,
+            "task": self._task(task),
+        }
+        for path, value in changes.items():
+            outer, _, inner = path.partition(".")
+            table.setdefault(outer, {})
+            table[outer] = {**table[outer], inner: value}
+        if do == "few-shot":  # the recipe stands for task, backbone and decoding; nothing is trained
+            table["prompt"] = {"kind": "none"}
+            table["train"] = {"method": "model", "seeds": table.get("train", {}).get("seeds", [0])}
+        recipe = Recipe.of(table, self.overrides, source=f"{self.folder / self.scale}.toml, {name}")
+        key = files.sha256_json(
+            [_lasting(recipe, do, shots), self.origin(label), _placeless(shift) if do != "few-shot" else {}]
+        )
+        return Cell(key, name, do, recipe, label, shots, shift if do != "few-shot" else {})
+
+    def origin(self, backbone: str) -> Any:
+        """What a backbone is, whatever its place: its name, or the recipes that pre-train it, one after another."""
+        table = self.table["backbones"][backbone]
+        if "pretrain" not in table:
+            return table.get("name", backbone)
+        own = files.sha256_json(
+            {k: v for k, v in files.read_toml(self.folder / table["pretrain"]).items() if k != "start"}
+        )
+        return [own, self.origin(table["after"])] if "after" in table else [own]
+
+
+def _lasting(recipe: Recipe, do: str, shots: int) -> dict[str, Any]:
+    """What of a recipe its result depends on, without names and places."""
+    table = recipe.table()
+    task = {
+        k: v
+        for k, v in dataclasses.asdict(recipe.spec).items()
+        if k not in (*PLACES, "name", "description", "license")
+    }
+    own = {"do": do, "task": task, "decode": table["decode"]} | {
+        k: table["backbone"][k] for k in ("dtype", "sentinel")
+    }
+    if do == "few-shot":
+        return own | {"shots": shots, "layout": table["prompt"]["layout"]}
+    train = {k: v for k, v in table["train"].items() if k not in (*FREE, "seeds")}
+    seeds = {"seeds": table["train"]["seeds"]} if do == "ensemble" else {}
+    return own | {"train": train, "prompt": table["prompt"]} | seeds
+
+
+def _placeless(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: {k: v for k, v in table.items() if k not in PLACES} for name, table in tables.items()}
+
+
+def located(name: str) -> Path:
+    """The folder of a study: a path, or studies/NAME below the present folder."""
+    for folder in (Path(name), Path("studies") / name):
+        if files.exists(folder / "study.toml"):
+            return folder
+    known = sorted(p.parent.name for p in Path("studies").glob("*/study.toml"))
+    hint = nearest(name, known) or "; run it where the folder studies/ is, or give the study's folder"
+    raise RecipeError(f"there is no study {name!r}{hint}")

@@ -1,0 +1,270 @@
+"""Report: records -> one HTML page that opens without a network, and the same in Markdown.
+
+Every section of study.toml becomes a figure and a table with mean and deviation over seeds, the published value
+beside ours where one is printed, then the claims with their verdicts, what was left aside, and the provenance.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from incipit import files, record
+from incipit.errors import DataError
+from incipit.study import claims, figures
+from incipit.study.page import Block, Figure, Heading, Table, Text, as_html, as_markdown
+from incipit.study.plan import Study
+from incipit.study.points import VOTED, Point, Points
+
+READING = (
+    "Scores are in percent on the test split, mean ± deviation over seeds; checkpoints were chosen on validation. "
+    "An answer that is no label word counts as wrong."
+)
+HTML, MARKDOWN, FIGURES = "report.html", "report.md", "figures"
+
+
+@dataclass
+class Report:
+    """The blocks of the page, the verdicts, and how much of the study was run."""
+
+    blocks: list[Block] = field(default_factory=list)
+    claims: list[claims.Claim] = field(default_factory=list)
+    run: int = 0
+    places: int = 0
+
+
+def build(study: Study, rows: Sequence[Mapping[str, Any]], only: Sequence[str] = ()) -> Report:
+    """The report of these rows; DataError where no row belongs to the study as it stands now."""
+    points = Points.of(study, rows, only)
+    if not points.run:
+        reasons = (
+            ", ".join(f"{count} of {reason}" for reason, count in points.aside.items()) or "no rows at all"
+        )
+        raise DataError(
+            f"no record belongs to the study {study.folder.name!r}, scale {study.scale!r} ({reasons}): "
+            "run it, or give the records of this scale"
+        )
+    story = files.read_toml(study.folder / "study.toml")
+    published = _optional(study.folder / "published.toml")
+    report = Report(run=points.run, places=len(points.points))
+    report.claims = claims.judge(
+        _optional(study.folder / "claims.toml").get("claims", []), points, study.scale
+    )
+    add = report.blocks.append
+    add(Heading(1, str(story["title"])))
+    add(Text(str(story["paper"])))
+    told = f"{points.run} of {len(points.points)} settings were run, {len(points.rows())} records"
+    add(Text(f"Scale: {study.scale}. {told}. {READING}"))
+    counts = {v: sum(c.verdict == v for c in report.claims) for v in claims.VERDICTS}
+    if report.claims:
+        add(Text("Claims: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + "."))
+    for section in story.get("sections", []):
+        report.blocks += _section(section, points, published)
+    if report.claims:
+        add(Heading(2, "Claims"))
+        header = ["#", "claim", "paper", "verdict", "evidence"]
+        add(Table(header, [[str(c.number), c.text, c.source, c.verdict, c.evidence] for c in report.claims]))
+    report.blocks += _provenance(points)
+    return report
+
+
+def write(report: Report, folder: files.PathLike) -> list[Path]:
+    """report.html, report.md and the figures below `folder`; returns the two pages."""
+    place = Path(folder)
+    drawn = [block for block in report.blocks if isinstance(block, Figure)]
+    for figure in drawn:
+        files.atomic_write(place / FIGURES / f"{figure.name}.svg", figure.svg + "\n")
+    files.atomic_write(place / HTML, as_html(report.blocks))
+    files.atomic_write(place / MARKDOWN, as_markdown(report.blocks, FIGURES))
+    return [place / HTML, place / MARKDOWN]
+
+
+def read_records(paths: Sequence[files.PathLike]) -> list[dict[str, Any]]:
+    """The rows of several record files; DataError for one that is not there."""
+    rows = []
+    for path in paths:
+        if not files.exists(path):
+            raise DataError(
+                f"there are no records at {str(path)!r}; run the study first, or name its records"
+            )
+        rows += record.read(path)
+    return rows
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return files.read_toml(path) if files.exists(path) else {}
+
+
+def _section(section: Mapping[str, Any], points: Points, published: Mapping[str, Any]) -> list[Block]:
+    """Heading, what the paper shows, its printed tables, our figure and our table."""
+    blocks: list[Block] = [
+        Heading(2, str(section["title"])),
+        Text(f"{section['paper']}. {section.get('about', '')}".strip()),
+    ]
+    printed = [t for t in published.get("tables", []) if t["id"] in section.get("published", [])]
+    for table in printed:
+        blocks.append(Text(f"Published ({table['source']}): {table['title']}"))
+        blocks.append(
+            Table([str(c) for c in table["columns"]], [[str(v) for v in row] for row in table["rows"]])
+        )
+        if "note" in table:
+            blocks.append(Text(str(table["note"])))
+    for name in section.get("experiments", []):
+        mine = [p for p in points.of_experiment(name) if p.rows]
+        if not mine:
+            blocks.append(Text(f"Ours, {name}: not run."))
+            continue
+        blocks += _drawn(section, name, mine)
+        values = [v for v in published.get("values", []) if v["experiment"] == name]
+        blocks.append(Text(f"Ours, {name}:"))
+        blocks.append(_table(mine, values, section))
+        blocks += _means(mine)
+        blocks += _neighbours(mine) if section.get("neighbours") else []
+    return blocks
+
+
+def _means(mine: Sequence[Point]) -> list[Block]:
+    """The benchmark's score, where several tasks were run: the mean over tasks of THE metric, seed by seed.
+
+    As SuperGLUE: a task with two metrics counts by their mean, and every task alike.
+    """
+    tasks = dict.fromkeys(p.place.coordinates["task"] for p in mine)
+    groups: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    for p in mine:
+        rest = tuple(label for axis, label in p.place.coordinates.items() if axis != "task")
+        if p.numbers("test"):
+            groups.setdefault(rest, {})[p.place.coordinates["task"]] = p.numbers("test")
+    whole = {rest: found for rest, found in groups.items() if len(found) == len(tasks)}
+    if len(tasks) < 2 or not whole:
+        return []
+    rows = []
+    for rest, found in whole.items():
+        seeds = min(map(len, found.values()))
+        rows.append(
+            [", ".join(rest), _spread([statistics.fmean(f[n] for f in found.values()) for n in range(seeds)])]
+        )
+    return [Text(f"Mean over {len(tasks)} tasks ({', '.join(tasks)}):"), Table(["setting", "ours"], rows)]
+
+
+def _neighbours(mine: Sequence[Point]) -> list[Block]:
+    """The nearest pieces of the first tokens of each first prompt."""
+    rows = []
+    for p in mine:
+        for i, pieces in enumerate(p.rows[0]["extra"].get("neighbours", [])[:4]):
+            rows.append([", ".join(p.place.coordinates.values()), str(i), ", ".join(pieces)])
+    told = Text("Nearest pieces of the first prompt tokens, first seed:")
+    return [told, Table(["setting", "token", "nearest"], rows)] if rows else []
+
+
+def _drawn(section: Mapping[str, Any], name: str, mine: Sequence[Point]) -> list[Block]:
+    """One figure for each task: score along the axis `x`, a line for each label of the other axes that vary."""
+    x = str(section.get("x", ""))
+    if not x or x not in mine[0].place.coordinates:
+        return []
+    blocks: list[Block] = []
+    apart = [
+        a
+        for a in mine[0].place.coordinates
+        if a not in ("task", x) and len({p.place.coordinates[a] for p in mine}) > 1
+    ]
+    for task in dict.fromkeys(p.place.coordinates["task"] for p in mine):
+        here = [p for p in mine if p.place.coordinates["task"] == task and p.numbers("test")]
+        places = list(dict.fromkeys(p.place.coordinates[x] for p in here))
+        series: dict[str, list[tuple[str, list[float]]]] = {}
+        for p in here:
+            label = ", ".join(p.place.coordinates[a] for a in apart) or p.place.coordinates["method"]
+            series.setdefault(label, []).append((p.place.coordinates[x], p.numbers("test")))
+        if len(places) > 1:
+            title = f"{section['title']}: {task}"
+            svg = figures.lines(series, places, x, "score on test, %", title)
+            blocks.append(Figure(f"{name}-{task}", svg, f"{title}, mean and deviation over seeds"))
+    return blocks
+
+
+def _table(mine: Sequence[Point], values: Sequence[Mapping[str, Any]], section: Mapping[str, Any]) -> Table:
+    """A row a point and split (its own test, then each shift), with the paper's value beside it."""
+    extras = [str(name) for name in section.get("numbers", [])]
+    varies = {a for a in mine[0].place.coordinates if len({p.place.coordinates[a] for p in mine}) > 1}
+    axes = [a for a in mine[0].place.coordinates if a in varies or a == "task"]
+    costs = ["legal", "parameters", "bytes", "seconds", *(name.removeprefix("extra.") for name in extras)]
+    rows = []
+    for p in mine:
+        at, unprinted = [p.place.coordinates[a] for a in axes], str(section.get("unprinted", "not printed"))
+        for what in ("test", *_shifts(p)):
+            numbers = p.numbers(what)
+            on = what.removeprefix("shift:") if what != "test" else p.place.coordinates["task"]
+            paper = [f"{v['value']} ({v['source']})" for v in values if _matches(v, p, on)]
+            if numbers:
+                seeds = p.rows[0]["extra"].get("members", len(numbers))
+                rows.append(
+                    [*at, on, _spread(numbers), str(seeds), *(paper or [unprinted])[:1], *_costs(p, extras)]
+                )
+        if p.place.cell.do == "ensemble" and (each := p.numbers("member.test")):
+            told = f"{_spread(each)}, best {100 * max(each):.1f}"
+            rows.append([*at, "each alone", told, str(len(each)), unprinted, *[""] * len(costs)])
+    return Table([*axes, "tested on", "ours", "seeds", "paper", *costs], rows)
+
+
+def _shifts(point: Point) -> list[str]:
+    return list(dict.fromkeys(n for row in point.rows for n in row["scores"] if n.startswith("shift:")))
+
+
+def _costs(point: Point, extras: Sequence[str]) -> list[str]:
+    """Legal answers in percent, trained numbers, bytes, seconds, and what else is asked for."""
+    legal, row = point.numbers("test.legal_rate"), point.rows[0]
+    return [
+        f"{100 * _mean(legal):.0f}" if legal else "",
+        f"{row['parameters']:,}",
+        f"{row['extra'].get('bytes', 0):,}",
+        f"{_mean(point.numbers('seconds')):.0f}",
+        *(f"{_mean(found):.3g}" if (found := point.numbers(name)) else "" for name in extras),
+    ]
+
+
+def _matches(value: Mapping[str, Any], point: Point, on: str) -> bool:
+    where = dict(value.get("where", {}))
+    return where.pop("on", on) == on and all(
+        point.place.coordinates.get(a) == label for a, label in where.items()
+    )
+
+
+def _spread(numbers: Sequence[float]) -> str:
+    mean = f"{100 * statistics.fmean(numbers):.1f}"
+    return f"{mean} ± {100 * statistics.stdev(numbers):.1f}" if len(numbers) > 1 else mean
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return statistics.fmean(numbers) if numbers else 0.0
+
+
+def _provenance(points: Points) -> list[Block]:
+    """Commits, versions, machines, hours; and the rows that were not read."""
+    rows = points.rows()
+    blocks: list[Block] = [Heading(2, "Provenance")]
+    commits = sorted({r["provenance"]["commit"][:12] + " (dirty)" * r["provenance"]["dirty"] for r in rows})
+    versions, machines = (
+        sorted({", ".join(f"{k} {v}" for k, v in r["provenance"][key].items()) for r in rows})
+        for key in ("versions", "machine")
+    )
+    seeds = sorted({int(row["seed"]) for row in rows if row["seed"] != VOTED})
+    hours = sum(float(row["seconds"]) for row in rows) / 3600
+    backbones = sorted({f"{row['backbone']['name']} ({row['backbone']['parameters']:,})" for row in rows})
+    told = [
+        ["commits", "; ".join(commits)],
+        ["versions", "; ".join(versions)],
+        ["machines", "; ".join(machines)],
+        ["seeds", ", ".join(map(str, seeds))],
+        ["hours", f"{hours:.2f}"],
+        ["backbones", "; ".join(backbones)],
+        ["data hashes", str(len({row["data"]["task"] for row in rows}))],
+    ]
+    blocks.append(Table(["what", "is"], told))
+    if points.aside:
+        counts = ", ".join(f"{count} of {reason}" for reason, count in points.aside.items())
+        blocks.append(
+            Text(f"Records left aside, because they are not of these settings, data and backbones: {counts}.")
+        )
+    return blocks

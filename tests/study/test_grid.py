@@ -1,0 +1,174 @@
+"""The grid runs every cell once, wherever it is killed, and never mixes records of other settings or data."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from incipit import files, record
+from incipit.errors import DataError, RecipeError
+from incipit.study import Study, cells, grid
+
+SILENT: Any = lambda line: None  # noqa: E731
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return record.read(folder / grid.RECORDS)
+
+
+def edit(path: Path, before: str, after: str) -> None:
+    text = files.read_bytes(path).decode()
+    assert before in text
+    files.atomic_write(path, text.replace(before, after))
+
+
+def test_cells_are_known_by_their_settings(study: Path) -> None:
+    plan = Study.read("toy")
+    places = plan.places()
+    assert [len(plan.places([name])) for name in ("size", "length", "vote")] == [6, 2, 1]
+    assert places[0].coordinates == {"task": "toy", "method": "prompt", "size": "one"}
+    keys = [p.cell.key for p in places]
+    assert len(set(keys)) == 9  # the prompt of 4 rows in `length` has no shift, so it is another cell
+    assert (
+        Study.read("studies/toy", data="elsewhere").places()[0].cell.key == keys[0]
+    )  # a place is no setting
+    changed = Study.read("toy", overrides=["train.steps=3"]).places()
+    assert changed[0].cell.key != keys[0]
+    assert {p.cell.do for p in places} == {"tune", "few-shot", "ensemble"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("[experiments.vote]", "[experiment.vote]", "experiment: unknown key; did you mean 'experiments'"),
+        (
+            'method = ["ensemble"]',
+            'method = ["ensembel"]',
+            "'ensembel' is not in [methods]; did you mean 'ensemble'",
+        ),
+        ('shift = ["far"]', 'shift = ["near"]', "experiments.size.shift: 'near' is not in [tasks]"),
+        ('backbone = "{size}"', 'backbone = "x-{size}"', "'x-one' is not in [backbones]"),
+        ('do = "ensemble"', 'do = "ensembel"', "do = 'ensembel' is unknown; did you mean 'ensemble'"),
+        ("parameters = 1000", "sise = 1000", "backbones.one.sise: unknown key"),
+        ('"prompt.length" = 2', '"prompt.lenght" = 2', "prompt.lenght"),
+    ],
+)
+def test_a_study_that_cannot_be_read(study: Path, before: str, after: str, says: str) -> None:
+    edit(study / "studies" / "toy" / "small.toml", before, after)
+    with pytest.raises(RecipeError) as refused:
+        Study.read("toy").places()
+    assert says in str(refused.value)
+
+
+def test_a_study_a_scale_or_an_experiment_that_is_not_there(study: Path) -> None:
+    with pytest.raises(RecipeError, match="there is no study 'toyy'; did you mean 'toy'"):
+        Study.read("toyy")
+    with pytest.raises(RecipeError, match="has no scale 'smal'; did you mean 'small'"):
+        Study.read("toy", "smal")
+    with pytest.raises(RecipeError, match="no experiment 'lenght'; did you mean 'length'"):
+        Study.read("toy").places(["lenght"])
+
+
+def test_every_cell_once(study: Path) -> None:
+    said: list[str] = []
+    done = grid.run(Study.read("toy"), "runs", say=said.append)
+    assert len(done.ran) == 9 and not done.known
+    assert said[0].startswith("[1/9] size/toy/prompt/one ...") and "left" in said[2]
+    found = rows(Path("runs"))
+    assert len(found) == 6 * 2 + 2 * 2 + 3  # two seeds each, and the vote
+    first = found[0]
+    assert set(first["scores"]) == {"validation", "test", "shift:far"} and set(first["data"]) == {
+        "task",
+        "shift:far",
+    }
+    assert (
+        first["extra"]["frozen"] is True
+        and first["extra"]["bytes"] > 0
+        and len(first["extra"]["neighbours"]) == 4
+    )
+    assert not {"data", "train", "test"} & set(first["settings"]["task"])  # no place of this machine
+    (vote,) = (row for row in found if row["seed"] == -1)
+    assert vote["extra"]["equal"] == 1.0 and vote["extra"]["members"] == 2
+    again = grid.run(Study.read("toy"), "runs", say=SILENT)
+    assert not again.ran and len(again.known) == 9 and len(rows(Path("runs"))) == len(found)
+
+
+def test_limits_and_seeds_that_come_later(study: Path) -> None:
+    one = grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT, limit=1)
+    assert len(one.ran) == 1
+    edit(study / "studies" / "toy" / "small.toml", "seeds = [0, 1]", "seeds = [0, 1, 2]")
+    grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT)
+    found = rows(Path("runs"))
+    assert sorted(row["seed"] for row in found) == [0, 0, 1, 1, 2, 2]  # the first cell: its third seed alone
+
+
+def test_other_settings_and_other_data_make_other_records(study: Path) -> None:
+    grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT)
+    known = rows(Path("runs"))
+    edit(study / "studies" / "toy" / "small.toml", "lr = 0.1", "lr = 0.2")
+    assert len(grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT).ran) == 2
+    files.append_jsonl(study / "data" / "toy" / "train.jsonl", {"text": "one more", "label": 1})
+    assert len(grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT).ran) == 2
+    found = rows(Path("runs"))
+    assert found[: len(known)] == known and len(found) == 3 * len(known)
+    assert len({(row["settings"]["cell"], row["data"]["task"]) for row in found}) == 6
+
+
+def test_a_stand_in_is_not_taken_for_the_backbone(study: Path) -> None:
+    from incipit.backbones import tiny
+
+    tiny.save("llama", study / "llama")
+    grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT, stand_in="llama")
+    assert len(grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT).ran) == 2
+
+
+def test_missing_data_is_told(study: Path) -> None:
+    with pytest.raises(DataError, match="'nowhere/toy:train' does not exist"):
+        grid.run(Study.read("toy", data="nowhere"), "runs", say=SILENT)
+
+
+KILLED = """
+import os, signal
+from incipit import record
+from incipit.study import Study, grid
+append, count = record.append, 0
+def once(path, one):
+    global count
+    count += 1
+    if count == {last}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return append(path, one)
+record.append = once
+grid.run(Study.read("toy"), "runs", only=["length"])
+"""
+
+
+@pytest.mark.parametrize("last", [2, 3])  # within a cell's rows, and between two cells
+def test_killed_and_gone_on_is_what_an_undisturbed_run_is(study: Path, last: int) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED.format(last=last)], cwd=study, env=dict(os.environ), check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert len(rows(study / "runs")) == last - 1
+    grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT)
+    grid.run(Study.read("toy"), "undisturbed", only=["length"], say=SILENT)
+    one, other = (
+        {(r["settings"]["cell"], r["seed"]): r["scores"] for r in rows(Path(f))}
+        for f in ("runs", "undisturbed")
+    )
+    assert one == other and len(one) == 4 and len(rows(Path("runs"))) == 4
+
+
+def test_the_vote() -> None:
+    from incipit.decode import Prediction
+    from incipit.tasks.example import Example
+
+    asked = Example("", "b", ("a", "b"), 1)
+    cast = [Prediction("a", 0, {"a": 0.6, "b": 0.4}), Prediction("b", 1, {"a": 0.1, "b": 0.9})]
+    assert cells.vote(cast, asked) == "b"  # a tie, by the greater sum
+    assert cells.vote([*cast, Prediction("a", 0, {"a": 0.5, "b": 0.5})], asked) == "a"
+    assert cells.vote([Prediction("x"), Prediction("y"), Prediction("y")], asked) == "y"
