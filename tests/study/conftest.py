@@ -90,7 +90,11 @@ paper = "Table 2"
 experiments = ["vote", "length"]
 """
 PUBLISHED = """
-values = [{ experiment = "size", where = { size = "one", method = "prompt", on = "toy" }, value = "88.8", source = "Table 1" }]
+[[values]]
+experiment = "size"
+where = { size = "one", method = "prompt", on = "toy" }
+value = "88.8"
+source = "Table 1"
 [[tables]]
 id = "T1"
 title = "Scores"

@@ -50,11 +50,20 @@ def run(cell: Cell, seeds: Sequence[int], folder: Path, lend: Lend, fresh: Lend)
     return rows
 
 
+def clear(cell: Cell, seeds: Sequence[int], folder: Path) -> None:
+    """Remove the checkpoints of a cell whose rows are on record; prompts stay, of tuned models nothing does."""
+    if cell.do == "few-shot":
+        return
+    parts = [folder] if cell.recipe.train.method == "prompt" else [folder / f"seed-{seed}" for seed in seeds]
+    for part in parts:
+        files.remove_run(part)
+
+
 def _trained(cell: Cell, recipe: Recipe, folder: Path, backbone: Backbone) -> list[record.Record]:
     before = _weights(backbone) if recipe.train.method == "prompt" else None
     _ = backbone.fingerprint  # of the model as it was lent; adapters would enter it
     (bundle,) = plan([recipe], folder, backbone)
-    bundle.check_places(resume=True, overwrite=False)
+    bundle.check_places(resume=True, overwrite=True)  # the folder is of this very cell, data and backbone
     bundle.train(resume=True, show=False)
     tuned = bundle.finish(lambda member: True)
     shifted = {name: _shifted(bundle, dict(table)) for name, table in cell.shift.items()}
@@ -72,7 +81,6 @@ def _trained(cell: Cell, recipe: Recipe, folder: Path, backbone: Backbone) -> li
         rows.append(_row(cell, one.seed, one.scores | own, data, backbone, seconds, parameters, extra))
     if cell.do == "ensemble":
         rows.append(_voted(cell, bundle, tuned, backbone))
-    files.remove_run(folder)  # the rows are all that is left to say; of a tuned model the weights go
     return rows
 
 

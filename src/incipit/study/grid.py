@@ -198,12 +198,15 @@ class _Bench:
     def run(self, cell: Cell, seeds: Sequence[int]) -> list[dict[str, Any]]:
         """Run a cell and put its rows on record; a killed one goes on from its checkpoint."""
         identity = [cell.key, self._data(cell), self.lend(cell).fingerprint]
-        place = self.folder / "cells" / files.sha256_json(identity)[:16]
+        place = (
+            self.folder / "cells" / files.sha256_json(identity)[:16] / ("seeds-" + "-".join(map(str, seeds)))
+        )
         found = cells.run(cell, seeds, place, lambda: self.lend(cell), lambda: self.fresh(cell))
         rows = []
         for one in found:
             known = record.find(self.path, one)
             rows.append(known or record.append(self.path, one))
+        cells.clear(cell, seeds, place)
         self.rows += rows
         return rows
 
