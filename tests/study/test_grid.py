@@ -153,7 +153,6 @@ grid.run(Study.read("toy"), "runs", only=["length"])
     [
         ("record.jsonl", 1, 0),  # trained, and nothing on record yet
         ("records.jsonl", 2, 1),  # within a cell's rows
-        ("records.jsonl", 3, 2),  # within the second cell
     ],
 )
 def test_killed_and_gone_on_is_what_an_undisturbed_run_is(

@@ -18,17 +18,25 @@ FOLDER = Path(__file__).parents[2] / "studies" / "lester2021"
 SIZES = ["small", "base", "large", "xl", "xxl"]
 SUPERGLUE = ["boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"]
 FEW = ["train.steps=1", "train.batch=2", "train.eval_every=1", "train.eval_limit=2", "train.seeds=[0]"]
-FEW += ["backbone.dtype=float32", "backbone.device=cpu", "decode.max_new_tokens=2", "task.limit=6"]
+FEW += ["backbone.dtype=float32", "backbone.device=cpu", "decode.max_new_tokens=2"]
 LADDER = sorted((FOLDER / "ladder").glob("*.toml"))
 
 
-def of_all_labels(form: str) -> list[str]:
-    """The worked records of a form, and for a classification one for each label."""
+VARIED = ("sentence", "sentence1", "question1", "premise", "passage", "paragraph", "context", "text")
+
+
+def toy(form: str, copies: int) -> list[str]:
+    """The worked records of a form, of a classification one a label, `copies` times with another number each."""
     own = catalogue.published(form)
     records = [json.loads(worked["record"]) for worked in own["worked"]]
-    if isinstance(own.get("labels"), dict) and "label" in records[0]:
+    if isinstance(own.get("labels"), dict):
         records = [{**records[0], "label": raw} for raw in own["labels"]]
-    return [json.dumps(r) for r in records]
+    found = []
+    for i in range(copies):
+        for one in records:
+            key = next((k for k in VARIED if isinstance(one.get(k), str)), None)
+            found.append(json.dumps({**one, key: f"{one[key]} {i}"} if key else one))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +44,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Toy data in the layout of the published files, made of the forms' worked examples."""
     folder = tmp_path_factory.mktemp("data")
     for form in catalogue.names():
-        name = catalogue.published(form)["name"]
-        for split in ("train", "validation", "test"):
-            lines = of_all_labels(form) * 4
-            numbered = [line.replace("Ann", f"Ann {i}") for i, line in enumerate(lines)]
-            kept = lines if name == "wsc" else numbered
-            files.atomic_write(folder / name / f"{split}.jsonl", "\n".join(kept) + "\n")
-    (folder / "re").symlink_to(folder / "relationextraction")
+        own = catalogue.published(form)
+        for split, copies in (("train", 12), ("validation", 2), ("test", 2)):
+            files.atomic_write(folder / own["name"] / f"{split}.jsonl", "\n".join(toy(form, copies)) + "\n")
     return folder
 
 
@@ -108,6 +112,8 @@ def test_the_settings_of_the_paper() -> None:
 def test_the_first_steps_of_every_setting_of_the_paper(data: Path, tmp_path: Path) -> None:
     """On a tiny T5: every task, method, length, start, objective and shift; the sizes differ by the backbone alone."""
     tiny.save("t5", tmp_path / "t5")
+    settings = files.read_json(tmp_path / "t5" / "tokenizer_config.json")
+    files.write_json(tmp_path / "t5" / "tokenizer_config.json", settings | {"model_max_length": 1024})
     study = Study.read(str(FOLDER), "paper", data, FEW)
     done: set[str] = set()
     bench = grid._Bench(study, tmp_path / "runs", "", str(tmp_path / "t5"), print)
@@ -115,7 +121,7 @@ def test_the_first_steps_of_every_setting_of_the_paper(data: Path, tmp_path: Pat
         at = place.coordinates
         if at.get("size", "small") != "small" or (place.experiment == "adaptation" and at["task"] != "boolq"):
             continue
-        if place.experiment in ("length", "start", "objective") and at["task"] not in ("cb", "record", "wsc"):
+        if place.experiment in ("length", "start", "objective") and at["task"] not in ("cb", "record"):
             continue
         if place.cell.key in done:
             continue
@@ -123,7 +129,7 @@ def test_the_first_steps_of_every_setting_of_the_paper(data: Path, tmp_path: Pat
         assert rows and all(row["scores"] for row in rows), place.cell.name
         done.add(place.cell.key)
     tasks = {name.split("/")[1] for name in (row["name"] for row in bench.rows)}
-    assert {*SUPERGLUE, "squad", "qqp", "mrpc"} <= tasks and len(done) >= 60
+    assert {*SUPERGLUE, "squad", "qqp", "mrpc"} <= tasks and len(done) >= 50
 
 
 def test_claims_and_published_numbers() -> None:

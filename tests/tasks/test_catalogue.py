@@ -113,6 +113,8 @@ def test_data_that_is_not_there_or_has_other_fields(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'boolq:train' does not exist"):
         _ = Task.load({"form": "superglue/boolq", "data": "boolq"}, base=tmp_path).train
     files.append_jsonl(tmp_path / "boolq" / "train.jsonl", {"text": "a", "questions": "b", "label": 1})
+    with pytest.raises(DataError, match=r"'trian.jsonl' does not exist; did you mean 'train.jsonl'"):
+        _ = Task.load({"form": "superglue/boolq", "train": "trian.jsonl"}, base=tmp_path / "boolq").train
     with pytest.raises(DataError, match=r"train.jsonl:1: no field 'passage'; known: label, questions, text"):
         _ = Task.load({"form": "superglue/boolq", "data": "boolq"}, base=tmp_path).train
     with pytest.raises(DataError, match=r"'boolq' holds no file for the split 'validation' \(train.jsonl\)"):

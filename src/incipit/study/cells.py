@@ -125,6 +125,11 @@ def _weights(backbone: Backbone) -> str | None:
     return files.sha256_json([files.sha256_tensor(p.detach()) for p in backbone.model.parameters()])
 
 
+def _judged(task: Task) -> str:
+    """The split that scores are reported on: test, or validation where that is all there is, as in the paper."""
+    return "test" if len(task.test) else "validation"
+
+
 # -- few-shot ------------------------------------------------------------------------------------------------------
 
 
@@ -132,13 +137,14 @@ def _few_shot(cell: Cell, seed: int, backbone: Backbone) -> record.Record:
     """Worked examples before each input, or for an encoder the nearest mean of as many a class; nothing is trained."""
     task, started = cell.recipe.load_task(), time.monotonic()
     bare = make_prompt(prompt_choice(cell.recipe), backbone, task.labels)
+    split = _judged(task)
     if isinstance(backbone, EncoderBackbone):
         assert bare is not None
-        scores = nearest_class_mean(backbone, bare, task, cell.shots, seed)
+        scores = nearest_class_mean(backbone, bare, task, cell.shots, seed, split)
     else:
-        scores = demonstrated(backbone, bare, task, cell.shots, seed, decode_options(cell.recipe))
+        scores = demonstrated(backbone, bare, task, cell.shots, seed, decode_options(cell.recipe), split)
     data, seconds = {"task": task.data_hash}, time.monotonic() - started
-    return _row(cell, seed, {"test": scores}, data, backbone, seconds, 0, {"bytes": 0})
+    return _row(cell, seed, {split: scores}, data, backbone, seconds, 0, {"bytes": 0})
 
 
 # -- one answer from several prompts -------------------------------------------------------------------------------
@@ -147,21 +153,23 @@ def _few_shot(cell: Cell, seed: int, backbone: Backbone) -> record.Record:
 def _voted(cell: Cell, bundle: Bundle, tuned: Sequence[Tuned], backbone: Backbone) -> record.Record:
     """The majority of the prompts' answers, each example replicated once a prompt in one batch: section 6."""
     task = bundle.members[0].task
+    split = _judged(task)
+    examples = task.examples(split)
     prompts: list[Prompt | None] = [one.prompt for one in tuned]
     options = decode_options(cell.recipe)
     given: dict[str, Any] = {"mode": options.mode, "options": options.generate, "batch": options.batch}
     started = time.monotonic()
-    answers = predict_all(backbone, prompts, task.test, **given)
+    answers = predict_all(backbone, prompts, examples, **given)
     together = time.monotonic() - started
-    alone = [predict(backbone, [prompt], task.test, **given) for prompt in prompts]
+    alone = [predict(backbone, [prompt], examples, **given) for prompt in prompts]
     apart = time.monotonic() - started - together
     pairs = [
         (a.text, b.text)
         for one, other in zip(answers, alone, strict=True)
         for a, b in zip(one, other, strict=True)
     ]
-    texts = [vote([one[i] for one in answers], example) for i, example in enumerate(task.test)]
-    each = [next(iter(one.scores["test"].values())) for one in tuned]
+    texts = [vote([one[i] for one in answers], example) for i, example in enumerate(examples)]
+    each = [next(iter(one.scores[split].values())) for one in tuned]
     extra = {
         "ensemble": True,
         "members": len(prompts),
@@ -172,10 +180,10 @@ def _voted(cell: Cell, bundle: Bundle, tuned: Sequence[Tuned], backbone: Backbon
         "seconds_apart": round(apart, 3),
         "bytes": sum(files.file_size(Path(one.place) / artifact.TENSORS) for one in tuned),
     }
-    scores = compute(task.metrics, texts, task.test)
+    scores = compute(task.metrics, texts, examples)
     data = {"task": task.data_hash}
     trained = sum(int(one.record["parameters"]) for one in tuned)
-    return _row(cell, -1, {"test": scores}, data, backbone, together, trained, extra)
+    return _row(cell, -1, {split: scores}, data, backbone, together, trained, extra)
 
 
 def vote(cast: Sequence[Prediction], example: Example) -> str:

@@ -45,7 +45,8 @@ def number(row: Row, what: str) -> float | None:
     elif outer == "extra":
         value = row["extra"].get(inner)
     else:
-        value = row["scores"].get(outer, {}).get(inner)
+        split = "validation" if outer == "test" and "test" not in row["scores"] else outer
+        value = row["scores"].get(split, {}).get(inner)
     return float(value) if isinstance(value, (int, float)) else None
 
 

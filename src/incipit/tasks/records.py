@@ -113,9 +113,11 @@ def split_files(names: list[str], split: str) -> list[str]:
 
 def _cut_stem(path: str) -> tuple[str, str]:
     """("data/mnli", "validation_matched") of "data/mnli:validation_matched"; the stem is "" where none is meant."""
-    folder, _, stem = path.rpartition(":")
+    folder, colon, stem = path.rpartition(":")
     return (
-        (folder, stem) if stem and "/" not in stem and files.folder_files(folder) is not None else (path, "")
+        (folder, stem)
+        if colon and stem and "/" not in stem and files.folder_files(folder) is not None
+        else (path, "")
     )
 
 
