@@ -96,9 +96,7 @@ def main() -> None:
     for _ in range(given.rounds):
         for clients, distinct in wanted:
             count = given.requests if clients > 1 else given.requests // 4
-            best[clients, distinct] = max(
-                best[clients, distinct], rate(core, asks(count, distinct), clients)
-            )
+            best[clients, distinct] = max(best[clients, distinct], rate(core, asks(count, distinct), clients))
     print(f"{'clients':>8} {'tasks':>6} {'requests/s':>11}")
     for (clients, distinct), value in best.items():
         print(f"{clients:>8} {distinct:>6} {value:>11.1f}")

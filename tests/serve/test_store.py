@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.serve.simulated import Clock, run
+from tests.serve.standing import backbone, soft
 
 from incipit import artifact, files
 from incipit.artifact import CARD, TENSORS
@@ -21,8 +23,6 @@ from incipit.serve.asks import AnyStore, Ask, Sampling
 from incipit.serve.check import executor
 from incipit.serve.core import Core
 from incipit.serve.store import Store
-from tests.serve.simulated import Clock, run
-from tests.serve.standing import backbone, soft
 
 FORM = {"kind": "classification", "name": "mood", "input": "{text}", "words": ["good", "bad"]}
 
@@ -46,8 +46,11 @@ def uploaded(folder: Path) -> dict[str, bytes]:
 
 def test_names_versions_and_aliases(library: Path, tmp_path: Path) -> None:
     store: AnyStore = Store(library, backbone("llama"))
-    assert [(e.name, e.current, e.refused) for e in store.listing()] == [("mood", True, ""), ("topic", True, "")]
-    (mood, topic) = store.listing()
+    assert [(e.name, e.current, e.refused) for e in store.listing()] == [
+        ("mood", True, ""),
+        ("topic", True, ""),
+    ]
+    mood, _ = store.listing()
     assert mood.card["words"] == ("good", "bad") and mood.card["length"] == 3
     with store.pin("mood") as pin:
         assert (pin.name, pin.id, pin.length, pin.form) == ("mood", mood.id, 3, FORM)
@@ -136,7 +139,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no kind": (lambda f: _card(f, prompt={"length": 3}), "is not served"),
     "a list for a prompt": (lambda f: _card(f, prompt={"kind": []}), "is not served"),
-    "no fingerprint": (lambda f: _card(f, backbone={"name": "x", "hidden": 32, "fingerprint": 3}), "does not say on which"),
+    "no fingerprint": (
+        lambda f: _card(f, backbone={"name": "x", "hidden": 32, "fingerprint": 3}),
+        "does not say on which",
+    ),
 }  # fmt: skip
 
 
@@ -188,9 +194,7 @@ def test_a_library_on_a_bucket_is_read(library: Path) -> None:
         store.alias("live", "mood")
 
 
-def test_the_first_use_loads_once_however_many_ask(
-    library: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_use_loads_once_however_many_ask(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(library, backbone("llama"))
     loads, gate, plain = [], threading.Event(), artifact.load
 
