@@ -252,6 +252,13 @@ def site(make: Make) -> Site:
     return make()
 
 
+@pytest.fixture(scope="session")
+def shared(llama: Backbone) -> Site:
+    """One application for a test that asks it often."""
+    engine, store = FakeEngine(llama), FakeStore()
+    return Site(make_app(engine, store), engine, store)
+
+
 @contextmanager
 def listening_at(gate: Gate, **more: Any) -> Iterator[tuple[str, Server]]:
     """The application on a free port of this machine, in a thread."""
@@ -270,7 +277,8 @@ def listening_at(gate: Gate, **more: Any) -> Iterator[tuple[str, Server]]:
     try:
         yield f"http://127.0.0.1:{where[0]}", server
     finally:
-        server.should_exit = server.force_exit = True
+        gate.stop()
+        server.should_exit = True
         thread.join(PATIENCE)
         sock.close()
         assert not thread.is_alive()
