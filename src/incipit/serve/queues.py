@@ -30,6 +30,8 @@ class FairQueues(Generic[Item]):
 
     def push(self, task: str, item: Item, cost: float) -> None:
         """Put an item at the end of its task's queue."""
+        if not self._count:  # nobody waits: what was given before is forgotten, with tasks that left
+            self._given, self._now, self.cost = {}, 0.0, 0.0
         queue = self._queues.setdefault(task, {})
         if not queue:
             self._given[task] = max(self._given.get(task, 0.0), self._now)
@@ -51,7 +53,7 @@ class FairQueues(Generic[Item]):
         cost = self.remove(task, item)
         self._now = max(self._now, self._given.get(task, 0.0))
         self._given[task] = self._given.get(task, self._now) + cost
-        if len(self._given) > 2 * len(self._queues) + 64:  # tasks that left long ago
+        if len(self._given) > 2 * len(self._queues) + 64:
             self._given = {t: v for t, v in self._given.items() if t in self._queues or v > self._now}
         return item
 

@@ -15,7 +15,7 @@ from incipit.serve.executor import Executor, Row
 from incipit.serve.queues import FairQueues
 from incipit.serve.writing import Writing
 
-_SAFE = 1.25  # how much longer than estimated a request is thought to take
+_SAFE = 1.5  # how much longer than estimated a request is thought to take
 _HALF_LIFE = 5.0  # seconds of work after which a measured rate counts half
 
 
@@ -126,7 +126,9 @@ class Scheduler:
         own, own_cost = self.queues.waiting(task)
         left = self.limits.waiting - len(self.queues)
         wait = self._wait(own_cost, not own)
-        if own >= 2 * left:
+        unknown = timeout is not None and not self.pace.done  # then few may wait
+        blind = unknown and len(self.queues) >= 2 * self.slots
+        if own >= 2 * left or blind:
             raise Saturated(
                 f"{len(self.queues)} requests wait already; try again in {max(0.1, wait):.1f} s",
                 max(0.1, wait),

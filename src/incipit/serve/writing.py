@@ -43,9 +43,12 @@ class Writing:
 
     def _moved(self, text: str) -> str:
         """What `text` adds to what was read before; from now on that is read too."""
-        new = text[len(self._before) :]
-        self._start, self._read = self._read, len(self._ids)
-        self._before = self.decode(self._ids[self._start :])
+        new, alone = text[len(self._before) :], self.decode(self._ids[self._read :])
+        if alone:
+            self._start, self._before = self._read, alone
+        else:  # special tokens: white space after them depends on what stands before
+            self._before = text
+        self._read = len(self._ids)
         return new
 
     def _released(self, new: str) -> str:
