@@ -74,7 +74,7 @@ def serve(
     from incipit.backbones import load
     from incipit.serve.engine import Engine
     from incipit.serve.http import logs
-    from incipit.serve.http.app import Options, make_app
+    from incipit.serve.http.app import Options, called, make_app
     from incipit.serve.http.gate import Limits
     from incipit.serve.http.keys import Keys, Rate
     from incipit.serve.http.server import Server, listening
@@ -103,7 +103,7 @@ def serve(
     def told(at: str, on: int) -> None:
         count = sum(not listed.refused for listed in store.listing())
         shown = f"[{at}]" if ":" in at else at
-        typer.echo(f"{count} prompts over {model.name} at http://{shown}:{on}")
+        typer.echo(f"{count} prompts over {name or called(model.name)} at http://{shown}:{on}")
         logs.tell("listening", host=at, port=on, prompts=count, keys=bool(chosen.keys), admin=bool(chosen.admin))
 
     Server(make_app(engine, store, chosen), grace=grace, told=told).run(sockets=[sock])
