@@ -19,13 +19,20 @@ def serve(
         typer.Argument(metavar="LIBRARY", help="A folder with artifacts at any depth, or an fsspec address."),
     ],
     backbone: Annotated[
-        str, typer.Option("--backbone", metavar="NAME", help="The frozen model that all of them were trained on.")
+        str,
+        typer.Option("--backbone", metavar="NAME", help="The frozen model that all of them were trained on."),
     ],
     host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Port; 0: any free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port; 0: any free one.")
+    ] = 8000,
     name: Annotated[
         str,
-        typer.Option(metavar="NAME", help="What clients call the bare backbone; without it its own name.", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="What clients call the bare backbone; without it its own name.",
+            show_default=False,
+        ),
     ] = "",
     keys: Annotated[
         Path | None,
@@ -44,14 +51,30 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    slots: Annotated[int, typer.Option(min=1, metavar="N", help="Rows of one batch, two of them kept free for prompts that run none.")] = 34,
+    slots: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Rows of one batch, two of them kept free for prompts that run none."
+        ),
+    ] = 34,
     room: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Input and new tokens of one row; 0: as many as the model has positions.")
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Input and new tokens of one row; 0: as many as the model has positions."
+        ),
     ] = 0,
-    waiting: Annotated[int, typer.Option(min=0, metavar="N", help="Requests that may wait; beyond it 503.")] = 256,
-    client: Annotated[int, typer.Option(min=1, metavar="N", help="Open rows of one client; beyond it 429.")] = 64,
-    rate: Annotated[float, typer.Option(min=0, metavar="N", help="Requests a second of one client; 0: any.")] = 0.0,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="S", help="Seconds until an answer must be there.")] = 60.0,
+    waiting: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Requests that may wait; beyond it 503.")
+    ] = 256,
+    client: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Open rows of one client; beyond it 429.")
+    ] = 64,
+    rate: Annotated[
+        float, typer.Option(min=0, metavar="N", help="Requests a second of one client; 0: any.")
+    ] = 0.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="S", help="Seconds until an answer must be there.")
+    ] = 60.0,
     max_body: Annotated[
         float, typer.Option("--max-body", min=0.001, metavar="MB", help="Largest body of a request.")
     ] = 1.0,
@@ -88,7 +111,8 @@ def serve(
 
     chosen = Options(
         name=name, keys=may(keys, KEY), admin=may(admin_keys, ADMIN_KEY), timeout=timeout, by_prompt=by_prompt,
-        limits=Limits(max_body=int(max_body * 2**20), rate=Rate(rate)), hidden=(str(library), str(Path(library).absolute())),
+        limits=Limits(max_body=int(max_body * 2**20), rate=Rate(rate)),
+        hidden=(str(Path(library).absolute()), str(library)),
     )  # fmt: skip
     sock = listening(host, port)  # before the model is read: what is wrong is said at once
     logs.turn_on(quiet=quiet)
@@ -104,6 +128,8 @@ def serve(
         count = sum(not listed.refused for listed in store.listing())
         shown = f"[{at}]" if ":" in at else at
         typer.echo(f"{count} prompts over {name or called(model.name)} at http://{shown}:{on}")
-        logs.tell("listening", host=at, port=on, prompts=count, keys=bool(chosen.keys), admin=bool(chosen.admin))
+        logs.tell(
+            "listening", host=at, port=on, prompts=count, keys=bool(chosen.keys), admin=bool(chosen.admin)
+        )
 
     Server(make_app(engine, store, chosen), grace=grace, told=told).run(sockets=[sock])

@@ -39,7 +39,9 @@ class Client:
         """A prompt and its text form. Raises ServeError, with the server's reason."""
         told = self.call(f"/v1/models/{urllib.parse.quote(name)}")["incipit"]
         if "form" not in told:
-            raise ServeError(f"{name!r} is the bare backbone of {self.url}, which has no text form: name a prompt")
+            raise ServeError(
+                f"{name!r} is the bare backbone of {self.url}, which has no text form: name a prompt"
+            )
         return Remote(name, told["form"])
 
     def predict(
@@ -56,11 +58,18 @@ class Client:
         return [found[n] for n in range(len(pairs))]
 
     def _answers(self, prompt: Remote, inputs: Sequence[tuple[Asked, str]]) -> list[Prediction]:
-        examples = [ask(prompt.task, *one) for one in inputs]  # what is wrong with an input is said with its place
+        examples = [
+            ask(prompt.task, *one) for one in inputs
+        ]  # what is wrong with an input is said with its place
         if examples[0].choices:
-            data = self.call("/v1/classify", {"model": prompt.name, "input": [one for one, _ in inputs]})["data"]
+            data = self.call("/v1/classify", {"model": prompt.name, "input": [one for one, _ in inputs]})[
+                "data"
+            ]
             shares = [row["probabilities"] for row in data]
-            return [Prediction(row["label"], [*s].index(row["label"]), s) for row, s in zip(data, shares, strict=True)]
+            return [
+                Prediction(row["label"], [*s].index(row["label"]), s)
+                for row, s in zip(data, shares, strict=True)
+            ]
         if prompt.task["kind"] == "chat":
             return [Prediction(self._chat(prompt, example.messages[:-1])) for example in examples]
         body = {"model": prompt.name, "prompt": [example.input for example in examples]}
@@ -74,7 +83,9 @@ class Client:
 
     def call(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The JSON value of a reply; a busy server is asked again when it says so."""
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        )
         data = None if body is None else json.dumps(body).encode()
         for tries in range(1, TRIES + 1):
             request = urllib.request.Request(self.url + path, data, headers)

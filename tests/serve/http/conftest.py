@@ -64,7 +64,10 @@ class FakeEngine:
         return ticket
 
     def answer(self, ticket: Ticket, words: int | None = None) -> None:
-        read = {"prompt_tokens": getattr(ticket.ask.version, "length", 0), "input_tokens": len(ticket.ask.ids)}
+        read = {
+            "prompt_tokens": getattr(ticket.ask.version, "length", 0),
+            "input_tokens": len(ticket.ask.ids),
+        }
         do = ticket.ask.do
         if isinstance(do, Choose):
             rest = 0.25 / (len(do.ends) - 1)
@@ -75,7 +78,9 @@ class FakeEngine:
         for i in range(count):
             logs = (-float(i),) if do.logprobs else ()
             ticket.put(Delta((i + 20,), f"w{i} ", logs))
-        ticket.put(End("length", text=".", new_tokens=count, seconds=1.0, waited=0.1, first_token=0.2, **read))
+        ticket.put(
+            End("length", text=".", new_tokens=count, seconds=1.0, waited=0.1, first_token=0.2, **read)
+        )
 
     def _cancel(self, ticket: Ticket) -> None:
         with self.came:
@@ -133,7 +138,8 @@ def card(name: str, task: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 
 CARDS = [
     card("mood", {"kind": "classification", "name": "reviews", "input": "Review: {text}", "words": ["bad", "good"]}),
-    card("pair", {"kind": "classification", "name": "pairs", "input": "{a} and {b}", "words": ["no", "no idea", "yes"]}),
+    card("pair", {"kind": "classification", "name": "pairs", "input": "{a} and {b}",
+                  "words": ["no", "no idea", "yes"]}),
     card("short", {"kind": "text", "name": "sum", "input": "{text} In short:"},
          recipe={"decode": {"max_new_tokens": 3, "sample": True, "temperature": 0.5, "top_k": 7}}),
     card("talk", {"kind": "chat", "name": "talk"}),
@@ -142,7 +148,9 @@ CARDS = [
 
 class FakeStore:
     def __init__(self) -> None:
-        self.versions = {c["name"]: FakeVersion(c, f"{i}" * 64) for i, c in enumerate(copy.deepcopy(CARDS), 1)}
+        self.versions = {
+            c["name"]: FakeVersion(c, f"{i}" * 64) for i, c in enumerate(copy.deepcopy(CARDS), 1)
+        }
         self.aliases = {"best": "mood"}
         self.broken = {"torn": "prompt.safetensors is truncated: copy it again"}
         self.calls: list[tuple[Any, ...]] = []
@@ -168,7 +176,13 @@ class FakeStore:
     def listing(self) -> Sequence[Listed]:
         names = {name: [a for a, n in self.aliases.items() if n == name] for name in self.versions}
         found = [
-            Listed(n, v.id, f"place/{n}", tuple(names[n]), card={"kind": v.form["kind"], "scores": v.card["scores"]})
+            Listed(
+                n,
+                v.id,
+                f"place/{n}",
+                tuple(names[n]),
+                card={"kind": v.form["kind"], "scores": v.card["scores"]},
+            )
             for n, v in self.versions.items()
         ]
         return [*found, Listed("torn", "", "place/torn", refused=self.broken["torn"])]

@@ -55,7 +55,9 @@ def test_the_bare_backbone_reads_its_opening_token(site: Any) -> None:
 
 def test_how_to_write_is_passed_on(site: Any) -> None:
     way = {"max_tokens": 5, "temperature": 0.5, "top_p": 0.25, "top_k": 3, "seed": 7, "stop": ["a", "b"]}
-    site.post("/v1/completions", model="mood", prompt="x", **way, stop_token_ids=[9], ignore_eos=True, logprobs=0)
+    site.post(
+        "/v1/completions", model="mood", prompt="x", **way, stop_token_ids=[9], ignore_eos=True, logprobs=0
+    )
     assert site.engine.tickets[0].ask.do == Sampling(
         max_new_tokens=5, temperature=0.5, top_p=0.25, top_k=3, seed=7, stop=("a", "b"), stop_ids=(9,),
         ignore_end=True, logprobs=True,
@@ -121,7 +123,9 @@ TURNS = [{"role": "system", "content": "be brief"}, {"role": "user", "content": 
 
 
 def test_a_chat(site: Any) -> None:
-    reply = site.post("/v1/chat/completions", model="talk", messages=TURNS, max_completion_tokens=1, logprobs=True)
+    reply = site.post(
+        "/v1/chat/completions", model="talk", messages=TURNS, max_completion_tokens=1, logprobs=True
+    )
     assert reply.status_code == 200, reply.text
     said = reply.json()
     (choice,) = said["choices"]
@@ -189,7 +193,9 @@ def test_models(site: Any) -> None:
     assert listed["llama"]["parent"] is None and listed["mood"]["parent"] == "llama"
     assert listed["best"]["root"] == "mood@" + "1" * 12 and listed["best"]["incipit"]["alias"]
     one = site.ask("GET", "/v1/models/mood").json()
-    assert one["incipit"]["form"]["input"] == "Review: {text}" and one["incipit"]["scores"] == {"test": {"accuracy": 0.875}}
+    assert one["incipit"]["form"]["input"] == "Review: {text}" and one["incipit"]["scores"] == {
+        "test": {"accuracy": 0.875}
+    }
     assert "secret" not in site.ask("GET", "/v1/models/mood").text
     assert site.ask("GET", "/v1/models/llama").json()["incipit"]["chat"] is True
 

@@ -70,12 +70,16 @@ class Background:
 
 
 @pytest.mark.slow
-def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("openai")
     monkeypatch.chdir(tmp_path)
     tiny.save("llama", tmp_path / "llama")
     read = Recipe.of.__func__  # type: ignore[attr-defined]
-    monkeypatch.setattr(Recipe, "of", classmethod(lambda cls, t, o=(), *r, **m: read(cls, t, [*o, *FEW], *r, **m)))
+    monkeypatch.setattr(
+        Recipe, "of", classmethod(lambda cls, t, o=(), *r, **m: read(cls, t, [*o, *FEW], *r, **m))
+    )
     background, names = Background(monkeypatch), {"__name__": "__main__"}
     try:
         for language, title, text in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
@@ -112,5 +116,14 @@ def run(words: list[str], background: Background) -> None:
 
 def test_every_option_is_explained_somewhere() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    for option in ("--keys", "--admin-keys", "--rate", "--client", "--waiting", "--timeout", "--max-body", "--grace"):
+    for option in (
+        "--keys",
+        "--admin-keys",
+        "--rate",
+        "--client",
+        "--waiting",
+        "--timeout",
+        "--max-body",
+        "--grace",
+    ):
         assert f"`{option}`" in page or f" {option} " in page

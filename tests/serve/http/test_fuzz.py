@@ -30,7 +30,9 @@ def test_no_request_of_the_description_makes_the_server_fail(make: Any) -> None:
         count = 0
         for result in schema.get_all_operations():
             operation = result.ok()
-            strategy = st.one_of(operation.as_strategy(generation_mode=mode) for mode in schemathesis.GenerationMode)
+            strategy = st.one_of(
+                operation.as_strategy(generation_mode=mode) for mode in schemathesis.GenerationMode
+            )
             count += 1
 
             @CALM
@@ -48,10 +50,15 @@ def answered(site: Any, case: Any) -> None:
     more: dict[str, Any] = {"headers": {"authorization": f"Bearer {KEY}"}}
     if case.method in ("POST", "PUT"):
         try:
-            content = json.dumps(case.body if not isinstance(case.body, bytes) else case.body.decode("latin-1"))
+            content = json.dumps(
+                case.body if not isinstance(case.body, bytes) else case.body.decode("latin-1")
+            )
         except (TypeError, ValueError):
             content = "{"
-        more |= {"content": content.encode("utf-8", "surrogatepass"), "headers": {**more["headers"], "content-type": "application/json"}}
+        more |= {
+            "content": content.encode("utf-8", "surrogatepass"),
+            "headers": {**more["headers"], "content-type": "application/json"},
+        }
     said = io.StringIO()
     undo = logs.turn_on(said)
     try:
@@ -82,7 +89,9 @@ def test_any_json_in_any_place(shared: Any, data: Any) -> None:
             ]
         )
     )
-    key = data.draw(st.sampled_from([*right, "stop", "temperature", "n", "stream", "logprobs", "stream_options", "seed"]))
+    key = data.draw(
+        st.sampled_from([*right, "stop", "temperature", "n", "stream", "logprobs", "stream_options", "seed"])
+    )
     reply = shared.post(path, **{**right, key: data.draw(ANY)})
     assert reply.status_code in (200, 400, 404, 413, 422), reply.text
     assert shared.store.pins == 0

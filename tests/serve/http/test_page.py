@@ -37,8 +37,13 @@ def opened(chromium: Any, listen: Any, site: Any, **more: Any) -> Iterator[Any]:
         page = chromium.new_page(**more)
         page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda message: faults.append(message.text) if "Content Security" in message.text else None)
-        page.on("request", lambda request: faults.append(request.url) if not request.url.startswith(url) else None)
+        page.on(
+            "console",
+            lambda message: faults.append(message.text) if "Content Security" in message.text else None,
+        )
+        page.on(
+            "request", lambda request: faults.append(request.url) if not request.url.startswith(url) else None
+        )
         page.goto(url)
         page.locator("#prompts li").first.wait_for()
         try:
@@ -49,7 +54,9 @@ def opened(chromium: Any, listen: Any, site: Any, **more: Any) -> Iterator[Any]:
 
 
 def rows(page: Any) -> list[list[str]]:
-    return [[cell.inner_text() for cell in row.locator("th, td").all()] for row in page.locator("#rows tr").all()]
+    return [
+        [cell.inner_text() for cell in row.locator("th, td").all()] for row in page.locator("#rows tr").all()
+    ]
 
 
 def test_answers_stand_side_by_side(chromium: Any, listen: Any, site: Any) -> None:
@@ -67,7 +74,10 @@ def test_answers_stand_side_by_side(chromium: Any, listen: Any, site: Any) -> No
         assert first[1].split() == ["good", "good", "75.0", "%", "bad", "25.0", "%", "500", "ms"]
         assert first[2].startswith("w0 w1 w2 .") and "cut at its length" in first[2]
         assert site.engine.tickets[-1].ask.do.max_new_tokens == 3
-        widths = [bar.evaluate("e => e.style.width") for bar in page.locator("#rows tr").first.locator(".bar i").all()]
+        widths = [
+            bar.evaluate("e => e.style.width")
+            for bar in page.locator("#rows tr").first.locator(".bar i").all()
+        ]
         assert widths == ["75%", "25%"]
 
 

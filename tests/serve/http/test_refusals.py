@@ -44,7 +44,8 @@ def refused(reply: Any, status: int, code: str | None, says: str = "", param: st
         (COMPLETE, {"model": "mood", "prompt": "x", "max_tokens": "9"}, 422, "invalid_value", "max_tokens"),
         (COMPLETE, {"model": "mood", "prompt": "x", "n": 17}, 422, "invalid_value", "n: "),
         (COMPLETE, {"model": "mood", "prompt": "x", "presence_penalty": 1}, 400, "unsupported_parameter", "penalties"),
-        (COMPLETE, {"model": "mood", "prompt": "x", "logit_bias": {"5": 1}}, 400, "unsupported_parameter", "logit_bias"),
+        (COMPLETE, {"model": "mood", "prompt": "x", "logit_bias": {"5": 1}}, 400, "unsupported_parameter",
+         "logit_bias"),
         (COMPLETE, {"model": "mood", "prompt": "x", "logprobs": 3}, 400, "unsupported_parameter", "likeliest"),
         (COMPLETE, {"model": "mood", "prompt": "x", "echo": True}, 400, "unsupported_parameter", "echo"),
         (COMPLETE, {"model": "mood", "prompt": "x", "best_of": 2}, 400, "unsupported_parameter", "best_of"),
@@ -61,10 +62,12 @@ def refused(reply: Any, status: int, code: str | None, says: str = "", param: st
         (CHAT, {"model": "talk", "messages": USER, "top_logprobs": 2}, 400, "unsupported_parameter", "likeliest"),
         (CHAT, {"model": "talk", "messages": USER, "response_format": {"type": "json_object"}}, 400,
          "unsupported_parameter", "response formats"),
-        (CHAT, {"model": "talk", "messages": [*USER, {"role": "assistant", "content": "a"}]}, 422, "invalid_value", "last"),
+        (CHAT, {"model": "talk", "messages": [*USER, {"role": "assistant", "content": "a"}]}, 422, "invalid_value",
+         "last"),
         (CHAT, {"model": "talk", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 422,
          "invalid_value", "messages"),
-        (CHAT, {"model": "talk", "messages": [{"role": "user", "content": "w " * 500}]}, 400, "context_length_exceeded", ""),
+        (CHAT, {"model": "talk", "messages": [{"role": "user", "content": "w " * 500}]}, 400,
+         "context_length_exceeded", ""),
         (CLASSIFY, {"model": "mood", "input": []}, 422, "invalid_value", "input"),
         (CLASSIFY, {"model": "mood", "input": " "}, 200, None, ""),
         (CLASSIFY, {"model": "mood", "input": {"body": "x"}}, 422, "invalid_input", "no field 'text'"),
@@ -107,7 +110,8 @@ def test_a_chat_template_that_raises(site: Any, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b'"x"', b"null", b"\xff\xfe", b"{" * 100_000, b"[" * 100_000, b'{"model": 1e999}', b'{"model": NaN}',
+    [b"", b"{", b"[]", b'"x"', b"null", b"\xff\xfe", b"{" * 100_000, b"[" * 100_000, b'{"model": 1e999}',
+     b'{"model": NaN}',
      b'{"n": ' + b"9" * 5000 + b"}", b'{"model": "\\ud800", "prompt": "x"}'],
 )  # fmt: skip
 def test_what_is_no_json_object(site: Any, body: bytes) -> None:
@@ -131,7 +135,9 @@ def test_half_a_surrogate_pair(site: Any, path: str, body: bytes) -> None:
 
 
 def test_a_body_of_another_type(site: Any) -> None:
-    reply = site.ask("POST", COMPLETE, content=b'{"model": "mood", "prompt": "x"}', headers={"content-type": "text/plain"})
+    reply = site.ask(
+        "POST", COMPLETE, content=b'{"model": "mood", "prompt": "x"}', headers={"content-type": "text/plain"}
+    )
     refused(reply, 400, "invalid_json", "Content-Type: application/json")
 
 
@@ -155,7 +161,9 @@ def test_no_such_address(site: Any, method: str, path: str, status: int) -> None
         (StorageError("the disk is gone"), 503, "storage", "1"),
     ],
 )
-def test_the_engine_takes_nothing(site: Any, error: Exception, status: int, code: str, after: str | None) -> None:
+def test_the_engine_takes_nothing(
+    site: Any, error: Exception, status: int, code: str, after: str | None
+) -> None:
     for body in ({}, {"stream": True}):
         site.engine.refuse = [error]
         reply = site.post(COMPLETE, model="mood", prompt="x", **body)
@@ -172,9 +180,15 @@ def test_the_engine_takes_nothing(site: Any, error: Exception, status: int, code
         (End("cancelled"), 503, "cancelled"),
     ],
 )
-def test_a_row_that_fails(site: Any, end: End, status: int, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_fails(
+    site: Any, end: End, status: int, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(site.engine, "answer", lambda ticket: ticket.put(end))
-    for path, body in ((COMPLETE, {"prompt": "x"}), (COMPLETE, {"prompt": "x", "stream": True}), (CLASSIFY, {"input": "x"})):
+    for path, body in (
+        (COMPLETE, {"prompt": "x"}),
+        (COMPLETE, {"prompt": "x", "stream": True}),
+        (CLASSIFY, {"input": "x"}),
+    ):
         refused(site.post(path, model="mood", **body), status, code, end.error)
     assert site.store.pins == 0
 
@@ -188,7 +202,9 @@ def test_a_stream_that_fails_later_says_so_in_an_event(site: Any, monkeypatch: p
     reply = site.post(COMPLETE, model="mood", prompt="x", stream=True)
     assert reply.status_code == 200
     *_, error, done, _ = reply.text.split("\n\n")
-    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "engine_error" and done == "data: [DONE]"
+    assert (
+        json.loads(error.removeprefix("data: "))["error"]["code"] == "engine_error" and done == "data: [DONE]"
+    )
 
 
 def test_one_row_fails_and_the_others_are_cancelled(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,11 +238,20 @@ def test_a_mistake_of_ours_is_told_without_its_message(site: Any, monkeypatch: p
     undo = logs.turn_on(said)
     try:
         site.engine.refuse = [RuntimeError("the words of a client")]
-        refused(site.post(COMPLETE, model="mood", prompt="the words of a client"), 500, "internal_error", "the server failed")
+        refused(
+            site.post(COMPLETE, model="mood", prompt="the words of a client"),
+            500,
+            "internal_error",
+            "the server failed",
+        )
     finally:
         undo()
     (line,) = [json.loads(line) for line in said.getvalue().splitlines()]
-    assert line["level"] == "error" and line["error"] == "RuntimeError" and any("submit" in at for at in line["at"])
+    assert (
+        line["level"] == "error"
+        and line["error"] == "RuntimeError"
+        and any("submit" in at for at in line["at"])
+    )
     assert "words of a client" not in said.getvalue() and site.store.pins == 0
 
 
@@ -237,7 +262,12 @@ KEYS = Keys.of(["# ours", "ann 0123456789abcdef", "fedcba9876543210  # no name"]
 
 def test_keys(make: Any) -> None:
     site = make(Options(keys=KEYS))
-    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "0123456789abcdef"}, {"authorization": "Bearer é"}):
+    for headers in (
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "0123456789abcdef"},
+        {"authorization": "Bearer é"},
+    ):
         raw = {name: value.encode("latin-1") for name, value in headers.items()}
         reply = site.ask("POST", COMPLETE, json={"model": "mood", "prompt": "x"}, headers=raw)
         refused(reply, 401, "invalid_api_key", "Authorization: Bearer")
@@ -245,7 +275,10 @@ def test_keys(make: Any) -> None:
     assert site.ask("GET", "/v1/models").status_code == 401
     for key, name in (("0123456789abcdef", "key:ann"), ("fedcba9876543210", "key:key-3")):
         headers = {"authorization": f"bearer {key}"}
-        assert site.ask("POST", COMPLETE, json={"model": "mood", "prompt": "x"}, headers=headers).status_code == 200
+        assert (
+            site.ask("POST", COMPLETE, json={"model": "mood", "prompt": "x"}, headers=headers).status_code
+            == 200
+        )
         assert site.engine.tickets[-1].ask.client == name
     for path in ("/", "/healthz", "/readyz", "/metrics", "/openapi.json"):
         assert site.ask("GET", path).status_code == 200
@@ -298,7 +331,9 @@ async def _chunks(parts: Any) -> Any:
 
 
 def test_request_ids(site: Any) -> None:
-    assert site.ask("GET", "/healthz", headers={"x-request-id": "abc-1.2"}).headers["x-request-id"] == "abc-1.2"
+    assert (
+        site.ask("GET", "/healthz", headers={"x-request-id": "abc-1.2"}).headers["x-request-id"] == "abc-1.2"
+    )
     for bad in ("a b", "x" * 65, "a\x7f"):
         assert site.ask("GET", "/healthz", headers={"x-request-id": bad}).headers["x-request-id"] != bad
 
@@ -314,7 +349,12 @@ def test_the_log_has_a_line_a_request_and_no_text(site: Any) -> None:
     finally:
         undo()
     first, second, third = (json.loads(line) for line in said.getvalue().splitlines())
-    assert first["event"] == "request" and first["model"] == "mood" and first["tokens"] == 2 and first["rows"] == 1
+    assert (
+        first["event"] == "request"
+        and first["model"] == "mood"
+        and first["tokens"] == 2
+        and first["rows"] == 1
+    )
     assert (first["method"], first["route"], first["status"]) == ("POST", COMPLETE, 200)
     assert second["model"] == "" and second["status"] == 404 and third["route"] == "unmatched"
     assert "private" not in said.getvalue()

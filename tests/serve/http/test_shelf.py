@@ -59,7 +59,9 @@ def test_upload_delete_alias(make: Any) -> None:
         ("DELETE", "/v1/aliases/nobody", None, 404, "no alias"),
     ],
 )
-def test_changes_that_are_refused(make: Any, method: str, path: str, body: Any, status: int, says: str) -> None:
+def test_changes_that_are_refused(
+    make: Any, method: str, path: str, body: Any, status: int, says: str
+) -> None:
     reply = make(Options(admin=ADMIN)).ask(method, path, json=body, headers=HEAD)
     assert reply.status_code == status and says in reply.json()["error"]["message"]
 
@@ -73,7 +75,11 @@ def test_health_and_readiness(site: Any) -> None:
     site.engine.ready, site.gate.draining = True, True
     assert site.ask("GET", "/readyz").json()["why"] == "shutting down"
     reply = site.post("/v1/completions", model="mood", prompt="x")
-    assert reply.status_code == 503 and reply.headers["retry-after"] == "1" and reply.headers["connection"] == "close"
+    assert (
+        reply.status_code == 503
+        and reply.headers["retry-after"] == "1"
+        and reply.headers["connection"] == "close"
+    )
 
 
 def figures(site: Any) -> dict[str, float]:
@@ -88,13 +94,20 @@ def test_figures_of_the_engine(site: Any) -> None:
         refused={"Saturated": 2}, cache_hits=7, cache_misses=1, cache_prompts=1, cache_bytes=1024, restarts=1,
     )  # fmt: skip
     found, of = figures(site), 'model_name="llama"'
-    assert found[f"vllm:num_requests_running{{{of}}}"] == 3 and found[f"vllm:num_requests_waiting{{{of}}}"] == 2
+    assert (
+        found[f"vllm:num_requests_running{{{of}}}"] == 3 and found[f"vllm:num_requests_waiting{{{of}}}"] == 2
+    )
     assert found[f"vllm:kv_cache_usage_perc{{{of}}}"] == 0.25
-    assert found[f"vllm:generation_tokens_total{{{of}}}"] == 70 and found[f"vllm:prompt_tokens_total{{{of}}}"] == 50
+    assert (
+        found[f"vllm:generation_tokens_total{{{of}}}"] == 70
+        and found[f"vllm:prompt_tokens_total{{{of}}}"] == 50
+    )
     assert found[f'vllm:request_success_total{{finished_reason="abort",{of}}}'] == 1
     assert found[f'incipit:requests_refused_total{{{of},reason="Saturated"}}'] == 2
     assert found[f'incipit:batch_tasks_bucket{{le="1.0",{of}}}'] == 6
-    assert found[f"incipit:batch_tasks_count{{{of}}}"] == 9 and found[f"incipit:batch_tasks_sum{{{of}}}"] == 12
+    assert (
+        found[f"incipit:batch_tasks_count{{{of}}}"] == 9 and found[f"incipit:batch_tasks_sum{{{of}}}"] == 12
+    )
     assert found[f"incipit:prompt_cache_hits_total{{{of}}}"] == 7
 
 

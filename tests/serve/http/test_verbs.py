@@ -30,7 +30,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
     tiny.save("llama", folder / "llama")
     backbone = load(str(folder / "llama"), device="cpu")
-    save(folder / "library" / "mood", backbone, {"kind": "classification", "input": "Review: {text}", "words": ["bad", "good"]})
+    save(
+        folder / "library" / "mood",
+        backbone,
+        {"kind": "classification", "input": "Review: {text}", "words": ["bad", "good"]},
+    )
     save(folder / "library" / "short", backbone, {"kind": "text", "input": "{text} so"}, RECIPE)
     return folder
 
@@ -44,7 +48,15 @@ def save(place: Path, backbone: Backbone, task: Any, recipe: Any = None) -> None
 @contextmanager
 def process(library: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server on a free port, and where it listens."""
-    command = [sys.executable, "-c", START, "serve", str(library / "library"), "--backbone", str(library / "llama")]
+    command = [
+        sys.executable,
+        "-c",
+        START,
+        "serve",
+        str(library / "library"),
+        "--backbone",
+        str(library / "llama"),
+    ]
     ours = str(Path(artifact.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([ours, os.environ.get("PYTHONPATH", "")])}
     found = subprocess.Popen(
@@ -53,7 +65,9 @@ def process(library: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], 
     )  # fmt: skip
     said: list[str] = []
     assert found.stdout is not None and found.stderr is not None
-    reader = threading.Thread(target=lambda: said.extend(found.stderr), daemon=True)  # a full pipe would halt it
+    reader = threading.Thread(
+        target=lambda: said.extend(found.stderr), daemon=True
+    )  # a full pipe would halt it
     reader.start()
     line = found.stdout.readline()
     try:
@@ -87,7 +101,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[
 
 
 @pytest.mark.slow
-def test_a_server_predicts_what_predict_does_and_ends_well(library: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_predicts_what_predict_does_and_ends_well(
+    library: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     texts = [part for text in ("a great film", "the bad one") for part in ("--text", text)]
     places = [str(library / "library" / name) for name in ("mood", "short")]
     here = run(capsys, "predict", *places, *texts, "--backbone", str(library / "llama"))
@@ -102,7 +118,13 @@ def test_a_server_predicts_what_predict_does_and_ends_well(library: Path, capsys
 
 def drain_under_load(server: subprocess.Popen[str], url: str) -> None:
     """SIGTERM while requests run: those that were taken are answered, new ones are not, the exit status is 0."""
-    body = {"model": "short", "prompt": ["a great film"] * 16, "max_tokens": 60, "ignore_eos": True, "stream": True}
+    body = {
+        "model": "short",
+        "prompt": ["a great film"] * 16,
+        "max_tokens": 60,
+        "ignore_eos": True,
+        "stream": True,
+    }
     started = threading.Barrier(5)
 
     def ask() -> str:
@@ -141,14 +163,20 @@ def test_an_address_that_is_taken(library: Path, capsys: pytest.CaptureFixture[s
     with listening("127.0.0.1", 0) as first:
         first.listen()
         code, _, err = run(
-            capsys, "serve", str(library / "library"), "--backbone", "nowhere", "--port", str(first.getsockname()[1])
+            capsys,
+            "serve",
+            str(library / "library"),
+            "--backbone",
+            "nowhere",
+            "--port",
+            str(first.getsockname()[1]),
         )
     assert code == 1 and "choose another --host or --port" in err
 
 
 def test_a_file_without_keys(tmp_path: Path, library: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "keys").write_text("# none yet\n", encoding="utf-8")
-    code, _, err = run(capsys, "serve", str(library), "--backbone", "nowhere", "--keys", str(tmp_path / "keys"))
+    code, _, err = run(
+        capsys, "serve", str(library), "--backbone", "nowhere", "--keys", str(tmp_path / "keys")
+    )
     assert code == 1 and "holds no key" in err
-
-

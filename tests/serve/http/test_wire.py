@@ -38,7 +38,10 @@ def client(make: Any, listen: Any) -> Iterator[Any]:
         warnings.simplefilter("ignore")  # while a stranger's package is imported
         openai = pytest.importorskip("openai")
     site = make(Options(keys=Keys.of([KEY], "keys")))
-    with listen(site.gate) as (url, _), openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as found:
+    with (
+        listen(site.gate) as (url, _),
+        openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as found,
+    ):
         found.site, found.errors = site, openai
         yield found
 
@@ -54,10 +57,16 @@ def test_the_stock_client_completes(client: Any) -> None:
 
 def test_the_stock_client_chats(client: Any) -> None:
     messages = [{"role": "user", "content": "hi"}]
-    reply = client.chat.completions.create(model="talk", messages=messages, max_completion_tokens=1, temperature=0.5)
+    reply = client.chat.completions.create(
+        model="talk", messages=messages, max_completion_tokens=1, temperature=0.5
+    )
     assert reply.choices[0].message.content == "w0 ."
     options = {"include_usage": True}
-    parts = list(client.chat.completions.create(model="talk", messages=messages, max_tokens=2, stream=True, stream_options=options))
+    parts = list(
+        client.chat.completions.create(
+            model="talk", messages=messages, max_tokens=2, stream=True, stream_options=options
+        )
+    )
     assert "".join(p.choices[0].delta.content or "" for p in parts if p.choices) == "w0 w1 ."
     assert parts[-1].usage.completion_tokens == 2
 
@@ -87,7 +96,8 @@ def opened(url: str, **body: Any) -> socket.socket:
     """A request that was sent, on its socket."""
     where = urlsplit(url)
     data = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(data)}\r\n\r\n"
     found = socket.create_connection((where.hostname, where.port), timeout=PATIENCE)
     found.sendall(head.encode() + data)
     return found
@@ -105,7 +115,12 @@ def test_who_leaves_frees_his_rows(served: Any, stream: bool) -> None:
     connection.close()
     site.engine.wait(lambda: len(site.engine.cancelled) == 2)
     site.engine.by_hand = False
-    assert httpx.post(f"{url}/v1/completions", json={"model": "mood", "prompt": "x"}, timeout=PATIENCE).status_code == 200
+    assert (
+        httpx.post(
+            f"{url}/v1/completions", json={"model": "mood", "prompt": "x"}, timeout=PATIENCE
+        ).status_code
+        == 200
+    )
 
 
 def test_who_leaves_before_the_body_is_there(served: Any) -> None:
@@ -155,7 +170,10 @@ def test_who_asks_first_need_not_send(served: Any) -> None:
         assert read_until(connection, b"\r\n").startswith(b"HTTP/1.1 413")
 
 
-@pytest.mark.parametrize("sent", [b"\0\1\2\r\n\r\n", b"GET /\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\nContent-Length: x\r\n\r\n"])
+@pytest.mark.parametrize(
+    "sent",
+    [b"\0\1\2\r\n\r\n", b"GET /\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\nContent-Length: x\r\n\r\n"],
+)
 def test_what_is_no_http(served: Any, sent: bytes) -> None:
     _, url = served
     where = urlsplit(url)
@@ -204,5 +222,7 @@ def test_the_grace_is_over(make: Any, listen: Any) -> None:
 def test_an_address_that_is_taken() -> None:
     with listening("127.0.0.1", 0) as first:
         first.listen()
-        with pytest.raises(ServeError, match=r"cannot listen on 127.0.0.1:\d+: .*; choose another --host or --port"):
+        with pytest.raises(
+            ServeError, match=r"cannot listen on 127.0.0.1:\d+: .*; choose another --host or --port"
+        ):
             listening("127.0.0.1", first.getsockname()[1])

@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
@@ -86,7 +85,9 @@ def make_app(engine: AnyEngine, store: AnyStore, options: Options | None = None)
     )  # fmt: skip
     app.include_router(asking.router(desk))
     app.include_router(shelf.router(desk))
-    gate = Gate(app, keys=options.keys, admin=options.admin, limits=options.limits, meters=meters, stop=engine.stop)
+    gate = Gate(
+        app, keys=options.keys, admin=options.admin, limits=options.limits, meters=meters, stop=engine.stop
+    )
     _watched(app, gate, desk)
     _failures(app, options.hidden)
     return gate

@@ -35,11 +35,29 @@ class Limits:
 
 
 class Gate:
-    """ASGI: passes on what may pass. stop: ends the engine and with it every request. `active` counts the requests that are under way, those of OPEN left out."""
+    """ASGI: passes on what may pass. stop: ends the engine and with it every request.
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, admin: Keys, limits: Limits, meters: Meters,
-                 stop: Callable[[], None]) -> None:
-        self.app, self.keys, self.admin, self.limits, self.meters, self.stop = app, keys, admin, limits, meters, stop
+    `active` counts the requests that are under way, those of OPEN left out.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Keys,
+        admin: Keys,
+        limits: Limits,
+        meters: Meters,
+        stop: Callable[[], None],
+    ) -> None:
+        self.app, self.keys, self.admin, self.limits, self.meters, self.stop = (
+            app,
+            keys,
+            admin,
+            limits,
+            meters,
+            stop,
+        )
         self.draining = False
         self.active = 0
 
