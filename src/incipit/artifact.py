@@ -193,7 +193,7 @@ def load(place: files.PathLike) -> Artifact:
 
 def read_card(path: files.PathLike, place: str) -> dict[str, Any]:
     """A card.json with its schema checked; ArtifactError for one of another version or with parts missing."""
-    return parse_card(files.read_bytes(path), place)
+    return parse_card(files.content(path), place)
 
 
 def parse_card(data: bytes, place: str) -> dict[str, Any]:

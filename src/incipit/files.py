@@ -110,6 +110,16 @@ def read_bytes(path: PathLike) -> bytes:
         return Path(path).read_bytes()
 
 
+def content(place: PathLike) -> bytes:
+    """A whole file, local or remote."""
+    if not is_remote(place):
+        return read_bytes(place)
+    import fsspec
+
+    with storage(place, "reading"), fsspec.open(os.fspath(place), "rb") as stream:
+        return bytes(stream.read())
+
+
 def exists(path: PathLike) -> bool:
     """Whether a local file or folder is there."""
     return Path(path).exists()

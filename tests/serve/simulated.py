@@ -62,7 +62,7 @@ class Simulated:
     def cost(self, ask: Ask) -> int:
         return len(ask.ids) + (ask.do.max_new_tokens if isinstance(ask.do, Sampling) else 0)
 
-    def open(self, row: Row) -> str:
+    def enter(self, row: Row) -> str:
         if row.ask.task == "broken":
             return "its prompt is broken"
         assert row not in self.open_rows and len(self.open_rows) < self.slots
@@ -94,9 +94,11 @@ class Simulated:
         if self.fault is not None:
             raise self.fault
         self.clock.now += self.base + self.each * sum(len(a.ids) for a in asks)
-        return [Scored(tuple(-float(i) for i in range(len(a.do.ends)))) for a in asks if isinstance(a.do, Choose)]
+        return [
+            Scored(tuple(-float(i) for i in range(len(a.do.ends)))) for a in asks if isinstance(a.do, Choose)
+        ]
 
-    def close(self, row: Row) -> None:
+    def leave(self, row: Row) -> None:
         self.open_rows.remove(row)
         row.held = None
 

@@ -5,13 +5,13 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from tests.serve.simulated import Clock, Simulated
+from tests.serve.standing import Version, alone, backbone, versions
 
 from incipit.backbones import GenerateOptions
 from incipit.errors import Draining, EngineDown
 from incipit.serve.asks import AnyEngine, Ask, Choose, Delta, End, Sampling
 from incipit.serve.engine import Engine
-from tests.serve.simulated import Clock, Simulated
-from tests.serve.standing import Version, alone, backbone, versions
 
 LONG = 100.0  # seconds after which a test has failed; nothing here waits for a time to pass
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.serve.simulated import Clock, run
+from tests.serve.standing import Version, alone, backbone, rows_of, soft, versions
 
 from incipit.backbones import Backbone, CausalBackbone, GenerateOptions
 from incipit.batch import Encoded, collate
@@ -17,10 +19,10 @@ from incipit.serve.asks import Ask, Choose, Sampling, Ticket
 from incipit.serve.core import Core
 from incipit.serve.executor import Row
 from incipit.serve.scheduler import Limits
-from tests.serve.simulated import Clock, run
-from tests.serve.standing import Version, alone, backbone, rows_of, soft, versions
 
-EXACT = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+EXACT = settings(
+    max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 
 
 def ids_of(b: Backbone, length: int, seed: int) -> tuple[int, ...]:
@@ -53,19 +55,25 @@ def by_itself(b: Backbone, row: Row, steps: int) -> torch.Tensor:
     """Logits [steps, V] of a row through the model's own cache, forced along its tokens."""
     slow = check._of(b, batched=False, rows=1, room=64)
     solo = Row(row.ask)
-    assert slow.open(solo) == ""
+    assert slow.enter(solo) == ""
     out = []
     for step in range(steps):
         out.append(slow.logits([(solo, 0 if step else len(row.ask.ids))])[0][0])
         solo.read = len(row.ask.ids)
         solo.new.append((row.new + [0])[step])
-    slow.close(solo)
+    slow.leave(solo)
     return torch.stack(out)
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("llama", "float32"), ("gpt2", "float64"), ("gemma2", "float32"), ("t5", "float32"), ("umt5", "float64")],
+    [
+        ("llama", "float32"),
+        ("gpt2", "float64"),
+        ("gemma2", "float32"),
+        ("t5", "float32"),
+        ("umt5", "float64"),
+    ],
 )
 @EXACT
 @given(data=st.data())
@@ -181,15 +189,15 @@ def test_a_row_of_nan_ends_alone_and_leaves_a_clean_slot(name: str) -> None:
     made, executor = engine(b)
     astray = Unchecked("astray", huge)
     plain = executor.prefixes._computed
-    executor.prefixes._computed = lambda v: (
-        plain(v) if v is not astray else _poisoned(b, plain(known[2]))
-    )
+    executor.prefixes._computed = lambda v: plain(v) if v is not astray else _poisoned(b, plain(known[2]))
     good = [made.submit(Ask(ids_of(b, 5, i), known[i], Sampling(6))) for i in range(3)]
     bad = made.submit(Ask(ids_of(b, 5, 9), astray, Sampling(6)))
     choice = made.submit(Ask(ids_of(b, 5, 9), astray, Choose(((5,), (6,)))))
     fine = made.submit(Ask(ids_of(b, 5, 9), known[2], Choose(((5,), (6,)))))
     run(made)
-    later = [made.submit(Ask(ids_of(b, 9, i), known[i], Sampling(6))) for i in range(5)]  # its slot is used again
+    later = [
+        made.submit(Ask(ids_of(b, 9, i), known[i], Sampling(6))) for i in range(5)
+    ]  # its slot is used again
     run(made)
     assert bad.wait(0).reason == choice.wait(0).reason == "error"
     assert "not finite" in bad.wait(0).error and "not finite" in choice.wait(0).error

@@ -2,13 +2,15 @@
 
 import random
 import statistics
+from collections.abc import Sequence
 
 import pytest
+from tests.serve.simulated import Version, core, run
 
 from incipit.errors import AskError, ClientLimit, EngineDown, Saturated, TooLong
 from incipit.serve.asks import Ask, Choose, Delta, End, Sampling, Ticket
+from incipit.serve.executor import Row, Took
 from incipit.serve.scheduler import Limits
-from tests.serve.simulated import Version, core, run
 
 
 def ask(
@@ -219,7 +221,9 @@ def test_ten_thousand_random_aborts_leak_nothing() -> None:
         open_tickets = [t for t in open_tickets if t.ended is None]
     run(made)
     state = made.state()
-    assert not executor.open_rows and not made.jobs and not made.scheduler.tasks and not made.scheduler.clients
+    assert (
+        not executor.open_rows and not made.jobs and not made.scheduler.tasks and not made.scheduler.clients
+    )
     assert (state.running, state.waiting, state.tokens_reserved) == (0, 0, 0)
     assert sum(state.finished.values()) == taken
     assert set(state.finished) == {"stop", "length", "cancelled", "deadline", "error"}
@@ -292,7 +296,11 @@ def test_a_listener_that_cancels_from_within_does_not_block() -> None:
 
 def test_ends_by_end_token_and_stop_token() -> None:
     made, executor, _ = core()
-    executor.step = lambda work: [__import__("incipit.serve.executor", fromlist=["Took"]).Took(1 if len(r.new) else 7) for r, _ in work]  # type: ignore[method-assign,assignment,misc]  # fmt: skip
+
+    def sevens(work: Sequence[tuple[Row, int]]) -> list[Took]:
+        return [Took(1 if row.new else 7) for row, _ in work]
+
+    executor.step = sevens  # type: ignore[method-assign]
     end = made.submit(ask())
     stop = made.submit(Ask((1,), None, Sampling(5, stop_ids=(7,))))
     on = made.submit(Ask((1,), None, Sampling(3, ignore_end=True)))

@@ -74,7 +74,7 @@ class CausalExecutor:
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
-    def open(self, row: Row) -> str:
+    def enter(self, row: Row) -> str:
         version = row.ask.version
         if version is None:
             row.held = Held(slot=self._free.pop(), prompt=None)
@@ -88,7 +88,7 @@ class CausalExecutor:
             self._shelf.enter(version.id, lambda: injection)
         return ""
 
-    def close(self, row: Row) -> None:
+    def leave(self, row: Row) -> None:
         held: Held = row.held
         if row.ask.version is not None:
             if self.batched and held.kept["prompt"].keys:

@@ -76,7 +76,7 @@ def _logits(
     """Logits [steps, B, V] of rows that write what they like best, or what they are given."""
     rows = [Row(ask) for ask in asks]
     for row in rows:
-        if why := run.open(row):
+        if why := run.enter(row):
             raise RuntimeError(why)
     found = []
     for step in range(STEPS):
@@ -86,7 +86,7 @@ def _logits(
             row.read = len(row.ask.ids)
             row.new.append(forced[i][step] if forced else int(logits[i].argmax()))
     for row in rows:
-        run.close(row)
+        run.leave(row)
     return torch.stack(found)
 
 

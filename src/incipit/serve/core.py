@@ -150,7 +150,7 @@ class Core:
         _deliver(out)
         if not plan:
             return bool(out)
-        refused = {j: why for j, _ in plan.rows if j.row.held is None and (why := executor.open(j.row))}
+        refused = {j: why for j, _ in plan.rows if j.row.held is None and (why := executor.enter(j.row))}
         plan.rows = [(j, n) for j, n in plan.rows if j not in refused]
         scored = executor.score([j.row.ask for j in plan.scores]) if plan.scores else []
         took = executor.step([(j.row, n) for j, n in plan.rows]) if plan.rows else []
@@ -220,7 +220,7 @@ class Core:
         if reason == "length" and job.writing.stopped is not None:  # it was in what was held back
             reason, stopped_by = "stop", job.writing.stopped
         if self.scheduler.drop(job) and job.row.held is not None:
-            self.executor.close(job.row)
+            self.executor.leave(job.row)
         if job.begun is not None and reason in ("stop", "length"):
             self.scheduler.lived(now - job.begun)
         del self.jobs[job.ticket]
@@ -284,7 +284,7 @@ class Nobody:
     def cost(self, ask: Ask) -> int:
         raise AssertionError("nothing is admitted here")
 
-    def open(self, row: Row) -> str:
+    def enter(self, row: Row) -> str:
         raise AssertionError("nothing is opened here")
 
     def step(self, work: Sequence[tuple[Row, int]]) -> list[Took]:
@@ -293,7 +293,7 @@ class Nobody:
     def score(self, asks: Sequence[Ask]) -> list[Scored]:
         raise AssertionError("nothing runs here")
 
-    def close(self, row: Row) -> None:
+    def leave(self, row: Row) -> None:
         """Its memory went with it."""
 
     def cache(self) -> CacheUse:

@@ -81,7 +81,7 @@ class EncoderDecoderExecutor:
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
-    def open(self, row: Row) -> str:
+    def enter(self, row: Row) -> str:
         version, injection = row.ask.version, None
         if version is not None:
             try:
@@ -93,7 +93,7 @@ class EncoderDecoderExecutor:
         row.held = Held(slot=self._free.pop(), prompt=injection)
         return ""
 
-    def close(self, row: Row) -> None:
+    def leave(self, row: Row) -> None:
         held: Held = row.held
         if row.ask.version is not None:
             if self.batched and "decoder" in held.kept["prompt"].keys:

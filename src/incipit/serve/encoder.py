@@ -49,13 +49,13 @@ class EncoderExecutor:
     def cost(self, ask: Ask) -> int:
         return len(ask.ids) + (ask.version.length if ask.version is not None else 0)
 
-    def open(self, row: Row) -> str:
+    def enter(self, row: Row) -> str:
         raise AssertionError("an encoder opens no rows")
 
     def step(self, work: Sequence[tuple[Row, int]]) -> list[Took]:
         raise AssertionError("an encoder writes nothing")
 
-    def close(self, row: Row) -> None:
+    def leave(self, row: Row) -> None:
         raise AssertionError("an encoder opens no rows")
 
     def score(self, asks: Sequence[Ask]) -> list[Scored]:

@@ -68,7 +68,7 @@ class Executor(Protocol):
     def cost(self, ask: Ask) -> int:
         """Positions that a request may take at most, which is what admission reserves."""
 
-    def open(self, row: Row) -> str:
+    def enter(self, row: Row) -> str:
         """Take a slot and the prompt; returns why that is impossible, with nothing taken; ""."""
 
     def step(self, work: Sequence[tuple[Row, int]]) -> list[Took]:
@@ -77,7 +77,7 @@ class Executor(Protocol):
     def score(self, asks: Sequence[Ask]) -> list[Scored]:
         """Score the candidates of requests that choose, in one pass."""
 
-    def close(self, row: Row) -> None:
+    def leave(self, row: Row) -> None:
         """Give the slot and the prompt back."""
 
     def cache(self) -> CacheUse:

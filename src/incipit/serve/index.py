@@ -121,7 +121,7 @@ def _entry(folder: str, missing: Sequence[str], backbone: Backbone, known: dict[
         why = f"{folder!r} is no prompt artifact: {missing[0]} not found there"
         return Listed(last, digest(folder.encode()), folder, refused=why)
     try:
-        data = read_bytes(f"{folder.rstrip('/')}/{CARD}")
+        data = files.content(f"{folder.rstrip('/')}/{CARD}")
         card = artifact.parse_card(data, folder)
     except IncipitError as error:
         return Listed(last, digest(folder.encode()), folder, refused=str(error))
@@ -138,14 +138,6 @@ def _entry(folder: str, missing: Sequence[str], backbone: Backbone, known: dict[
             f"{backbone.name!r}: {known[base]}"
         )
     return Listed(card["name"], digest(data), folder, card=short_card(card), refused=refused)
-
-
-def read_bytes(path: str) -> bytes:
-    """A file, local or remote."""
-    if not files.is_remote(path):
-        return files.read_bytes(path)
-    with files.open_data(path) as stream:
-        return stream.read()
 
 
 def digest(card: bytes) -> str:

@@ -22,7 +22,7 @@ from incipit.backbones import Backbone
 from incipit.errors import ArtifactError, AskError, IncipitError, StorageError, UnknownPrompt, nearest
 from incipit.prompts import Prompt
 from incipit.serve.asks import Listed
-from incipit.serve.index import Index, digest, read_bytes, short_card
+from incipit.serve.index import Index, digest, short_card
 
 STATE = "store.json"
 MAX_BYTES = 2**28
@@ -135,7 +135,7 @@ class Store:
         return self._card(entry)
 
     def _card(self, entry: Listed) -> dict[str, Any]:
-        data = read_bytes(f"{entry.place.rstrip('/')}/{CARD}")
+        data = files.content(f"{entry.place.rstrip('/')}/{CARD}")
         if digest(data) != entry.id:
             raise ArtifactError(
                 f"prompt {entry.name!r} was changed on disk after the server had read its card; upload it again, or "
