@@ -1,9 +1,9 @@
 """A load driver for a server on this machine, with the standard library alone: python -m benchmarks.load (reads JSON).
 
-Standard input: {"url", "requests": [{"model", "prompt": [ids]}], "new", "clients", "rate", "seconds"}. rate 0: a
-closed loop, each of `clients` asks again as soon as it is answered. Otherwise open loop: requests come at random times (Poisson,
-seeded) at `rate` a second, whether or not those before are answered. Both end after the given requests; none is begun
-after `seconds`. Standard output: seconds, first (to the first token) and between (two tokens) of all requests,
+Standard input: {"url", "requests": [{"model", "prompt": [ids]}], "new", "clients", "rate", "seconds"}. rate 0: a closed
+loop, each of `clients` asks again as soon as it is answered. Otherwise an open loop: requests come at random times
+(Poisson, seeded) at `rate` a second, whether or not those before are answered. Both end after the given requests; none
+is begun after `seconds`. Standard output: seconds, first (to the first token) and between (two tokens) of all requests,
 statuses.
 """
 

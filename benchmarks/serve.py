@@ -4,8 +4,8 @@ python -m benchmarks.serve [--only serve-16] [--toy] [--out FOLDER]
 16 new tokens each, greedy, prompts of 100 rows, inputs of 27 tokens on the mean; 1 to 64 clients, 1 to 1000 prompts.
 Ours is `incipit serve`'s own application on loopback, loaded by a process of its own: in a closed loop for the
 throughput, then in an open loop at half of it for the times. The peers answer the same requests in this process,
-without HTTP: PEFT switching by `set_adapter` for each request ("peft"), and PEFT's `generate` of each prompt's requests in
-batches ("per_task"), which must know them all beforehand. Written tokens are compared on some of the requests.
+without HTTP: PEFT switching by `set_adapter` for each request ("peft"), and PEFT's `generate` of each prompt's requests
+in batches ("per_task"), which must know them all beforehand. Written tokens are compared on some of the requests.
 """
 
 from __future__ import annotations
