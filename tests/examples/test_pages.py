@@ -23,7 +23,11 @@ from incipit.tasks.spec import TaskSpec
 from incipit.tasks.task import builtin
 
 ROOT = Path(__file__).parents[2]
-OTHERS = {"docs/cli.md", "docs/interop.md"}  # a generated page, and one with a test of its own
+OTHERS = {
+    "docs/cli.md",
+    "docs/interop.md",
+    "docs/serving.md",
+}  # a generated page, and two with tests of their own
 PAGES = [
     path.relative_to(ROOT).as_posix() for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 ]

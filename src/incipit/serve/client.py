@@ -91,7 +91,7 @@ class Client:
             request = urllib.request.Request(self.url + path, data, headers)
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                    return json.load(reply)
+                    return json.loads(reply.read())
             except urllib.error.HTTPError as error:
                 with error:
                     said, after = error.read(), error.headers.get("Retry-After", "")

@@ -138,7 +138,8 @@ def card(name: str, task: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 
 CARDS = [
     card("mood", {"kind": "classification", "name": "reviews", "input": "Review: {text}", "words": ["bad", "good"]}),
-    card("pair", {"kind": "classification", "name": "pairs", "input": "{a} and {b}", "words": ["no", "no idea", "yes"]}),
+    card("pair", {"kind": "classification", "name": "pairs", "input": "{a} and {b}",
+                  "words": ["no", "no idea", "yes"]}),
     card("short", {"kind": "text", "name": "sum", "input": "{text} In short:"},
          recipe={"decode": {"max_new_tokens": 3, "sample": True, "temperature": 0.5, "top_k": 7}}),
     card("talk", {"kind": "chat", "name": "talk"}),
@@ -265,6 +266,13 @@ def site(make: Make) -> Site:
     return make()
 
 
+@pytest.fixture(scope="session")
+def shared(llama: Backbone) -> Site:
+    """One application for a test that asks it often."""
+    engine, store = FakeEngine(llama), FakeStore()
+    return Site(make_app(engine, store), engine, store)
+
+
 @contextmanager
 def listening_at(gate: Gate, **more: Any) -> Iterator[tuple[str, Server]]:
     """The application on a free port of this machine, in a thread."""
@@ -283,7 +291,8 @@ def listening_at(gate: Gate, **more: Any) -> Iterator[tuple[str, Server]]:
     try:
         yield f"http://127.0.0.1:{where[0]}", server
     finally:
-        server.should_exit = server.force_exit = True
+        gate.stop()
+        server.should_exit = True
         thread.join(PATIENCE)
         sock.close()
         assert not thread.is_alive()

@@ -44,7 +44,8 @@ def refused(reply: Any, status: int, code: str | None, says: str = "", param: st
         (COMPLETE, {"model": "mood", "prompt": "x", "max_tokens": "9"}, 422, "invalid_value", "max_tokens"),
         (COMPLETE, {"model": "mood", "prompt": "x", "n": 17}, 422, "invalid_value", "n: "),
         (COMPLETE, {"model": "mood", "prompt": "x", "presence_penalty": 1}, 400, "unsupported_parameter", "penalties"),
-        (COMPLETE, {"model": "mood", "prompt": "x", "logit_bias": {"5": 1}}, 400, "unsupported_parameter", "logit_bias"),
+        (COMPLETE, {"model": "mood", "prompt": "x", "logit_bias": {"5": 1}}, 400, "unsupported_parameter",
+         "logit_bias"),
         (COMPLETE, {"model": "mood", "prompt": "x", "logprobs": 3}, 400, "unsupported_parameter", "likeliest"),
         (COMPLETE, {"model": "mood", "prompt": "x", "echo": True}, 400, "unsupported_parameter", "echo"),
         (COMPLETE, {"model": "mood", "prompt": "x", "best_of": 2}, 400, "unsupported_parameter", "best_of"),
@@ -61,10 +62,12 @@ def refused(reply: Any, status: int, code: str | None, says: str = "", param: st
         (CHAT, {"model": "talk", "messages": USER, "top_logprobs": 2}, 400, "unsupported_parameter", "likeliest"),
         (CHAT, {"model": "talk", "messages": USER, "response_format": {"type": "json_object"}}, 400,
          "unsupported_parameter", "response formats"),
-        (CHAT, {"model": "talk", "messages": [*USER, {"role": "assistant", "content": "a"}]}, 422, "invalid_value", "last"),
+        (CHAT, {"model": "talk", "messages": [*USER, {"role": "assistant", "content": "a"}]}, 422, "invalid_value",
+         "last"),
         (CHAT, {"model": "talk", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 422,
          "invalid_value", "messages"),
-        (CHAT, {"model": "talk", "messages": [{"role": "user", "content": "w " * 500}]}, 400, "context_length_exceeded", ""),
+        (CHAT, {"model": "talk", "messages": [{"role": "user", "content": "w " * 500}]}, 400,
+         "context_length_exceeded", ""),
         (CLASSIFY, {"model": "mood", "input": []}, 422, "invalid_value", "input"),
         (CLASSIFY, {"model": "mood", "input": " "}, 200, None, ""),
         (CLASSIFY, {"model": "mood", "input": {"body": "x"}}, 422, "invalid_input", "no field 'text'"),
@@ -107,7 +110,8 @@ def test_a_chat_template_that_raises(site: Any, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b'"x"', b"null", b"\xff\xfe", b"{" * 100_000, b"[" * 100_000, b'{"model": 1e999}', b'{"model": NaN}',
+    [b"", b"{", b"[]", b'"x"', b"null", b"\xff\xfe", b"{" * 100_000, b"[" * 100_000, b'{"model": 1e999}',
+     b'{"model": NaN}',
      b'{"n": ' + b"9" * 5000 + b"}", b'{"model": "\\ud800", "prompt": "x"}'],
 )  # fmt: skip
 def test_what_is_no_json_object(site: Any, body: bytes) -> None:

@@ -20,6 +20,7 @@ from incipit.backbones import Backbone, load, tiny
 from incipit.cli import main
 
 PATIENCE = 90  # seconds; a bound for a machine that is frozen
+RECIPE = {"name": "short", "task": {"builtin": "reviews"}, "decode": {"max_new_tokens": 4}}
 START = "import sys; from incipit.cli import main; main(sys.argv[1:])"
 
 
@@ -34,12 +35,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         backbone,
         {"kind": "classification", "input": "Review: {text}", "words": ["bad", "good"]},
     )
-    save(
-        folder / "library" / "short",
-        backbone,
-        {"kind": "text", "input": "{text} so"},
-        {"decode": {"max_new_tokens": 4}},
-    )
+    save(folder / "library" / "short", backbone, {"kind": "text", "input": "{text} so"}, RECIPE)
     return folder
 
 
@@ -113,7 +109,7 @@ def test_a_server_predicts_what_predict_does_and_ends_well(
     here = run(capsys, "predict", *places, *texts, "--backbone", str(library / "llama"))
     with process(library) as (server, url):
         there = run(capsys, "predict", "mood", "short", *texts, "--server", url)
-        assert there == here and len(here[1]) == 4
+        assert there[2] == here[2] and there == here and len(here[1]) == 4
         code, _, err = run(capsys, "predict", "moood", "--text", "x", "--server", url)
         assert code == 1 and "did you mean 'mood'?" in err
         assert httpx.get(f"{url}/v1/models", timeout=PATIENCE).json()["data"][0]["id"] == "llama"

@@ -96,7 +96,8 @@ def opened(url: str, **body: Any) -> socket.socket:
     """A request that was sent, on its socket."""
     where = urlsplit(url)
     data = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(data)}\r\n\r\n"
     found = socket.create_connection((where.hostname, where.port), timeout=PATIENCE)
     found.sendall(head.encode() + data)
     return found

@@ -100,7 +100,8 @@ def called(name: str) -> str:
 
 def _watched(app: FastAPI, gate: Gate, desk: Desk) -> None:
     """What operators and browsers look at."""
-    page = files.read_bytes(Path(__file__).with_name("page.html"))
+    with files.open_data(Path(__file__).with_name("page.html")) as stream:
+        page = stream.read()
     headers = {"content-security-policy": _policy(page.decode()), "cache-control": "no-cache"}
 
     @app.get("/healthz", tags=["state"], summary="The process lives")

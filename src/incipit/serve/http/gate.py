@@ -35,7 +35,10 @@ class Limits:
 
 
 class Gate:
-    """ASGI: passes on what may pass. stop: ends the engine and with it every request. `active` counts the requests that are under way, those of OPEN left out."""
+    """ASGI: passes on what may pass. stop: ends the engine and with it every request.
+
+    `active` counts the requests that are under way, those of OPEN left out.
+    """
 
     def __init__(
         self,

@@ -44,7 +44,8 @@ class Keys:
     def read(cls, path: files.PathLike) -> Keys:
         """From a file; raises DataError where it holds none."""
         try:
-            found = cls.of(files.read_bytes(path).decode().splitlines(), str(path))
+            with files.open_data(path) as stream:
+                found = cls.of(stream.read().decode().splitlines(), str(path))
         except UnicodeDecodeError as error:
             raise DataError(f"{str(path)!r} is not UTF-8: write one key a line") from error
         if not found:

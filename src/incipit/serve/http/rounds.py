@@ -59,7 +59,7 @@ class Desk:
         """Run what may wait for a disk in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, job)
 
-    async def open(
+    async def take(
         self,
         model: str,
         ask: Callable[[Reader, PinnedVersion | None], Sequence[Ask]],
