@@ -150,8 +150,8 @@ def _short(whole: Mapping[str, Any]) -> dict[str, Any]:
     """A card as a listing has it."""
     task = whole["task"]
     return {
-        "task": task["name"], "kind": task["kind"], "words": tuple(task.get("words", ())), "prompt": "inputs", "length": 4,
-        "parameters": 128, "scores": whole["scores"],
+        "task": task["name"], "kind": task["kind"], "words": tuple(task.get("words", ())), "prompt": "inputs",
+        "length": 4, "parameters": 128, "scores": whole["scores"],
     }  # fmt: skip
 
 
