@@ -111,7 +111,6 @@ def serve(
         hidden=(str(Path(library).absolute()), str(library)),
     )  # fmt: skip
     sock = server.listening(host, port)  # before the model is read: what is wrong is said at once
-    logs.turn_on(quiet=quiet)
     model = load(backbone, dtype=dtype, device=device)
     store = Store(library, model)
     sizes: dict[str, Any] = {"rows": slots} | ({"room": room} if room else {})
@@ -127,7 +126,11 @@ def serve(
             "listening", host=at, port=on, prompts=count, keys=bool(chosen.keys), admin=bool(chosen.admin)
         )
 
-    server.Server(make_app(engine, store, chosen), grace=grace, told=told).run(sockets=[sock])
+    undo = logs.turn_on(quiet=quiet)
+    try:
+        server.Server(make_app(engine, store, chosen), grace=grace, told=told).run(sockets=[sock])
+    finally:
+        undo()
 
 
 def _keys(path: Path | None, variable: str) -> Keys:

@@ -146,6 +146,15 @@ CARDS = [
 ]  # fmt: skip
 
 
+def _short(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """A card as a listing has it."""
+    task = whole["task"]
+    return {
+        "task": task["name"], "kind": task["kind"], "words": tuple(task.get("words", ())), "prompt": "inputs",
+        "length": 4, "parameters": 128, "scores": whole["scores"],
+    }  # fmt: skip
+
+
 class FakeStore:
     def __init__(self) -> None:
         self.versions = {
@@ -176,13 +185,7 @@ class FakeStore:
     def listing(self) -> Sequence[Listed]:
         names = {name: [a for a, n in self.aliases.items() if n == name] for name in self.versions}
         found = [
-            Listed(
-                n,
-                v.id,
-                f"place/{n}",
-                tuple(names[n]),
-                card={"kind": v.form["kind"], "scores": v.card["scores"]},
-            )
+            Listed(n, v.id, f"place/{n}", tuple(names[n]), card=_short(v.card))
             for n, v in self.versions.items()
         ]
         return [*found, Listed("torn", "", "place/torn", refused=self.broken["torn"])]

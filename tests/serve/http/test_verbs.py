@@ -60,8 +60,8 @@ def process(library: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], 
     ours = str(Path(artifact.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([ours, os.environ.get("PYTHONPATH", "")])}
     found = subprocess.Popen(
-        [*command, "--port", "0", "--device", "cpu", *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment,
+        [*command, "--port", "0", "--device", "cpu", "--timeout", "600", *more],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
     said: list[str] = []
     assert found.stdout is not None and found.stderr is not None

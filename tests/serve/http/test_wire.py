@@ -15,6 +15,7 @@ import pytest
 from incipit.errors import ServeError
 from incipit.serve.asks import Delta
 from incipit.serve.http.app import Options
+from incipit.serve.http.gate import Limits
 from incipit.serve.http.keys import Keys
 from incipit.serve.http.server import listening
 
@@ -145,8 +146,12 @@ def read_until(connection: socket.socket, end: bytes) -> bytes:
 # -- bodies that nobody should send ----------------------------------------------------------------------------
 
 
-def test_a_hundred_megabytes(served: Any) -> None:
-    _, url = served
+def test_a_hundred_megabytes(make: Any, listen: Any) -> None:
+    with listen(make(Options(limits=Limits(body_seconds=600))).gate) as (url, _):
+        hundred_megabytes(url)
+
+
+def hundred_megabytes(url: str) -> None:
     where = urlsplit(url)
     connection = http.client.HTTPConnection(str(where.hostname), where.port, timeout=PATIENCE)
     connection.putrequest("POST", "/v1/completions")
