@@ -68,7 +68,7 @@ def test_a_real_model_answers_threads_and_loops(name: str) -> None:
         _answers(engine, known)
     finally:
         engine.stop()
-    assert [t.name for t in threading.enumerate() if "incipit" in t.name] == []
+    assert [t.name for t in threading.enumerate() if t.name.startswith("incipit-engine")] == []
 
 
 def _answers(engine: Engine, known: list[Version | None]) -> None:

@@ -77,16 +77,16 @@ class _Attention(torch.autograd.Function):
             far.sub_(_apart(top, stream, len(key))).exp_()
             total = _together(far.sum(dim=-1, keepdim=True), stream)  # [H, M, 1]
             far = far.to(q.dtype)
-            mixed = _together(_times(far, back), stream)  # [H, M, D]
+            mixed = _together(_times(far, back), stream).to(total.dtype)  # [H, M, D]
         else:
-            total, mixed = torch.zeros_like(top), value.new_zeros(heads, slots, value.shape[-1])
+            total, mixed = torch.zeros_like(top), top.new_zeros(heads, slots, value.shape[-1])
         for i, block in enumerate(stream.blocks):
             own[i].sub_(_block(top, block, len(key))).exp_()
             _put(total, block, own[i].sum(dim=-1, keepdim=True), add=True)
             own[i] = own[i].to(q.dtype)
             _put(mixed, block, _times(own[i], _block(value, block)), add=True)
         out: Tensor = query.new_empty(slots, heads, value.shape[-1])
-        torch.div(mixed.transpose(0, 1), total.transpose(0, 1).to(mixed.dtype), out=out)
+        out.copy_(mixed.div_(total).transpose(0, 1))
         kept = [e if block.width <= KEPT else None for e, block in zip(own, stream.blocks, strict=True)]
         if far is not None and front.shape[2] > KEPT:
             far = None
@@ -100,7 +100,7 @@ class _Attention(torch.autograd.Function):
         stream, scaling, window, cap = ctx.rest
         wants, n = ctx.needs_input_grad, len(key)
         masks = _Masks(stream, live, window)
-        d = torch.div(grads[0], total.transpose(0, 1).to(out.dtype)).transpose(0, 1)  # [H, M, D]
+        d = (grads[0] / total.transpose(0, 1)).to(out.dtype).transpose(0, 1)  # [H, M, D]
         delta = (d * out.transpose(0, 1)).sum(dim=-1, keepdim=True)  # [H, M, 1]
         d = d.contiguous()
         found: list[Tensor | None] = [
