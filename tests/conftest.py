@@ -5,6 +5,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 # Before anything imports torch or transformers: both read these once.
@@ -18,6 +19,9 @@ os.environ.update(
     MKL_NUM_THREADS="1",
 )
 os.environ.pop("HF_DATASETS_CACHE", None)
+
+hypothesis.settings.register_profile("house", deadline=None)  # an example that waits for a core is no fault
+hypothesis.settings.load_profile("house")
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 

@@ -114,7 +114,7 @@ def test_an_engine_that_dies_tells_everybody_and_comes_back() -> None:
 
 
 def test_a_step_that_hangs_is_given_up() -> None:
-    with Running(stuck_after=0.2) as run:
+    with Running(stuck_after=1.0) as run:
         gate, hangs = threading.Event(), threading.Event()
         stuck, plain = run.made[0], run.made[0].step
 
@@ -127,7 +127,7 @@ def test_a_step_that_hangs_is_given_up() -> None:
         ticket = run.engine.submit(Ask((1,), None, Sampling(3)))
         hangs.wait(LONG)
         end = ticket.wait(LONG)
-        assert end.reason == "error" and "a step has taken more than 0.2 s" in end.error
+        assert end.reason == "error" and "a step has taken more than 1" in end.error
         run.engine.stuck_after = LONG
         until(lambda: run.engine.ready)
         assert len(run.made) == 2
