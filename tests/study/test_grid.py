@@ -11,7 +11,7 @@ import pytest
 
 from incipit import files, record
 from incipit.errors import DataError, RecipeError
-from incipit.study import Study, cells, grid
+from incipit.study import Study, grid
 
 SILENT: Any = lambda line: None  # noqa: E731
 
@@ -169,14 +169,3 @@ def test_killed_and_gone_on_is_what_an_undisturbed_run_is(
         for f in ("runs", "undisturbed")
     )
     assert one == other and len(one) == 4 and len(rows(Path("runs"))) == 4
-
-
-def test_the_vote() -> None:
-    from incipit.decode import Prediction
-    from incipit.tasks.example import Example
-
-    asked = Example("", "b", ("a", "b"), 1)
-    cast = [Prediction("a", 0, {"a": 0.6, "b": 0.4}), Prediction("b", 1, {"a": 0.1, "b": 0.9})]
-    assert cells.vote(cast, asked) == "b"  # a tie, by the greater sum
-    assert cells.vote([*cast, Prediction("a", 0, {"a": 0.5, "b": 0.5})], asked) == "a"
-    assert cells.vote([Prediction("x"), Prediction("y"), Prediction("y")], asked) == "y"

@@ -3,7 +3,7 @@
 from incipit.ensemble.answers import Answers, ask
 from incipit.ensemble.ensemble import GATED, METHODS, Comparison, Ensemble, compare
 from incipit.ensemble.learned import fit_gates
-from incipit.ensemble.rules import averaged, mixed, oracle, vote
+from incipit.ensemble.rules import averaged, majority, mixed, oracle, vote
 from incipit.ensemble.saved import CARD, Saved, check_members, check_task, is_ensemble, load, save
 from incipit.ensemble.sesom import Cached, Gate, GateSettings, controls, from_answers, from_vocabulary
 from incipit.ensemble.sources import prompts_for, worded
@@ -30,6 +30,7 @@ __all__ = [
     "from_vocabulary",
     "is_ensemble",
     "load",
+    "majority",
     "mixed",
     "oracle",
     "prompts_for",

@@ -24,10 +24,11 @@ def vote(answers: Answers, examples: Sequence[Example]) -> list[Prediction]:
     what is still equal by the order of the choices (of written answers: of the prompts). `probabilities` are shares
     of the votes.
     """
-    return [_voted(example, [own[i] for own in answers.predictions]) for i, example in enumerate(examples)]
+    return [majority(example, [own[i] for own in answers.predictions]) for i, example in enumerate(examples)]
 
 
-def _voted(example: Example, cast: Sequence[Prediction]) -> Prediction:
+def majority(example: Example, cast: Sequence[Prediction]) -> Prediction:
+    """The vote of K answers to one example."""
     texts = [one.text.strip() for one in cast]
     order = list(dict.fromkeys([*(c.strip() for c in example.choices), *texts]))
     weight = {text: 0.0 for text in order}

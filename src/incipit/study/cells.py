@@ -19,7 +19,8 @@ from incipit.anatomy import inspect
 from incipit.assemble import make_prompt
 from incipit.backbones import Backbone, EncoderBackbone
 from incipit.baselines import demonstrated, nearest_class_mean
-from incipit.decode import Prediction, predict, predict_all
+from incipit.decode import predict, predict_all
+from incipit.ensemble import majority
 from incipit.errors import DataError
 from incipit.evaluation import Evaluation
 from incipit.prompts import Prompt
@@ -28,7 +29,6 @@ from incipit.run.bundle import Bundle, plan
 from incipit.run.members import Tuned
 from incipit.run.parts import decode_options, prompt_choice
 from incipit.study.plan import PLACES, Cell
-from incipit.tasks.example import Example
 from incipit.tasks.metrics import compute
 from incipit.tasks.task import Task
 
@@ -168,7 +168,7 @@ def _voted(cell: Cell, bundle: Bundle, tuned: Sequence[Tuned], backbone: Backbon
         for one, other in zip(answers, alone, strict=True)
         for a, b in zip(one, other, strict=True)
     ]
-    texts = [vote([one[i] for one in answers], example) for i, example in enumerate(examples)]
+    texts = [majority(example, [one[i] for one in answers]).text for i, example in enumerate(examples)]
     each = [next(iter(one.scores[split].values())) for one in tuned]
     extra = {
         "ensemble": True,
@@ -184,18 +184,6 @@ def _voted(cell: Cell, bundle: Bundle, tuned: Sequence[Tuned], backbone: Backbon
     data = {"task": task.data_hash}
     trained = sum(int(one.record["parameters"]) for one in tuned)
     return _row(cell, -1, {split: scores}, data, backbone, together, trained, extra)
-
-
-def vote(cast: Sequence[Prediction], example: Example) -> str:
-    """The commonest answer; of equals the one with the greatest sum of probabilities, then the first that was cast."""
-    texts = [one.text.strip() for one in cast]
-    weight: dict[str, float] = {}
-    for one in cast:
-        for word, share in one.probabilities.items():
-            weight[word.strip()] = weight.get(word.strip(), 0.0) + share
-    return max(
-        texts, key=lambda text: (texts.count(text), round(weight.get(text, 0.0), 5), -texts.index(text))
-    )
 
 
 # -- what a prompt is made of --------------------------------------------------------------------------------------
