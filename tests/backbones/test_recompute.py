@@ -50,7 +50,8 @@ def test_the_same_with_less(name: str) -> None:
     assert not any(type(m).__name__ == "Dropout" and m.training for m in backbone.model.modules())
     less = step(backbone)
     torch.testing.assert_close(less[0], loss)
-    torch.testing.assert_close(less[1], gradient, rtol=1e-5, atol=1e-6)  # gemma3 works in float32 within
+    inside = {"rtol": 1e-5, "atol": 1e-6} if name == "gemma3" else {}  # which works in float32 within
+    torch.testing.assert_close(less[1], gradient, **inside)
     assert less[2] < kept / 2
 
 

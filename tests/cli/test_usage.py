@@ -45,7 +45,7 @@ def test_no_arguments_show_the_verbs(call: Call) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("tunne a.toml", "No such command 'tunne'. Did you mean 'tune'"),
+        ("tunne a.toml", "No such command 'tunne'. Did you mean 'tune', 'prune'?"),
         ("tune --overwite a.toml", "No such option: --overwite (Possible options: --overwrite)"),
         ("tune", "Missing argument 'RECIPE"),
         ("tune a.toml --resume --overwrite", "--resume goes on with a run and --overwrite replaces it"),
