@@ -13,6 +13,7 @@ from incipit import files
 from incipit.batch import Encoded, collate
 from incipit.errors import Interrupted, RecipeError
 from incipit.pretrain import PretrainSettings, build, held_out, objective, pretrain, token_loss
+from incipit.starting import attention_by_distance, lend_blocks
 from incipit.train import FitSettings, OptimSettings
 
 WORDS = [
@@ -167,8 +168,43 @@ def test_a_run_goes_on_from_the_weights_and_words_of_another(corpus: Path, tmp_p
         RecipeError, match=r"weights differ from this recipe's model, first .*: give the recipe"
     ):
         pretrain(small(corpus, "encoder-decoder", start=str(first), ffn=20), tmp_path / "third")
-    with pytest.raises(RecipeError, match="leave one out"):
+    with pytest.raises(RecipeError, match="leave one"):
         small(corpus, "encoder-decoder", start=str(first), embeddings="builtin:lm")
+
+
+def test_both_stacks_of_a_t5_start_as_the_layers_of_a_llama(corpus: Path, tmp_path: Path) -> None:
+    """Of one token a T5 and a Llama see no position, so the decoder that reads nothing is the language model."""
+    lender = pretrain(small(corpus, "causal", layers=2, heads=4), tmp_path / "lender")
+    ours = small(corpus, "encoder-decoder", layers=2, heads=4, activation="silu", blocks=str(lender))
+    tokenizer = AutoTokenizer.from_pretrained(lender)
+    model: Any = build(ours, tokenizer)
+    lend_blocks(str(lender), model, tokenizer)
+    llama = AutoModelForCausalLM.from_pretrained(lender, dtype=torch.float32)
+    tokens = torch.arange(5, 25)[:, None]  # [20, 1]
+    with torch.no_grad():
+        expected = llama(tokens).logits
+        answer = model(input_ids=tokens.flip(0), decoder_input_ids=tokens).logits
+        read = model.encoder(input_ids=tokens).last_hidden_state
+        torch.testing.assert_close(answer, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(read, llama.model(tokens).last_hidden_state, atol=1e-4, rtol=1e-4)
+    bias = model.encoder.block[0].layer[0].SelfAttention.compute_bias(12, 12)[0]  # [heads, 12, 12]
+    torch.testing.assert_close(bias[:, 3, 7], bias[:, 7, 3])
+    assert bias.std() > 0
+    made = pretrain(ours, tmp_path / "t5")
+    assert AutoModelForSeq2SeqLM.from_pretrained(made).config.feed_forward_proj == "gated-silu"
+    with pytest.raises(RecipeError, match=r"ffn 24 \(the recipe has 20\)"):
+        pretrain(replace(ours, ffn=20), tmp_path / "other")
+    with pytest.raises(RecipeError, match="starts an encoder-decoder"):
+        small(corpus, "causal", blocks=str(lender))
+
+
+def test_attention_by_distance_is_a_share(corpus: Path, tmp_path: Path) -> None:
+    lender = pretrain(small(corpus, "causal"), tmp_path / "lender")
+    llama = AutoModelForCausalLM.from_pretrained(lender, dtype=torch.float32)
+    shares = attention_by_distance(llama, 2)  # [layers, heads, 2]
+    nearest, before = shares[..., 0], shares[..., 1]
+    # of two tokens the first sees itself alone, the second divides 1 between both
+    torch.testing.assert_close(2 * nearest - 1 + before, torch.ones_like(before))
 
 
 def test_held_out_perplexity_by_hand() -> None:
@@ -197,8 +233,8 @@ def test_every_shipped_recipe_is_one() -> None:
     from incipit.recipe import settings_of
 
     found = sorted((Path(__file__).parents[1] / "studies" / "backbones").glob("*.toml"))
-    assert len(found) == 2
+    assert len(found) == 3
     for path in found:
         settings = settings_of(PretrainSettings, files.read_toml(path), [], str(path))
         assert isinstance(settings, PretrainSettings) and settings.name == f"incipit-{path.stem}"
-        assert settings.fit.optim.decay == round(0.4 * settings.fit.steps)
+        assert 3 * settings.fit.optim.decay >= settings.fit.steps, "the rate falls over a third or more"

@@ -23,6 +23,7 @@ from incipit import files
 from incipit.backbones import load
 from incipit.batch import IGNORE, Batch, Encoded, collate
 from incipit.errors import RecipeError, nearest
+from incipit.starting import lend_blocks, lend_embeddings, start_from
 from incipit.tasks import raw, vocabulary
 from incipit.train import FitSettings, Trainee, fit
 
@@ -51,6 +52,7 @@ class PretrainSettings:
     heads: int = 4
     kv_heads: int = 4  # causal only
     ffn: int = 640
+    activation: str = "gelu"  # "gelu" | "silu", encoder-decoder only: Llama's is "silu"
     tied: bool = True  # causal only: transformers 5.23 ties input and output of every T5
     context: int = 256  # tokens of a block
     positions: int = 512  # longest text the model is declared for
@@ -60,9 +62,8 @@ class PretrainSettings:
     validation_blocks: int = 64
     units: Mapping[str, float] = field(default_factory=dict)  # learning-rate unit by parameter name
     embeddings: str = ""  # a backbone from which the embeddings of common pieces start ("builtin:lm")
-    start: str = (
-        ""  # a backbone of this very shape whose weights and vocabulary the run starts from: LM adaptation
-    )
+    blocks: str = ""  # a causal backbone whose layers and embeddings both stacks of a T5 start from
+    start: str = ""  # a backbone of this very shape: its weights and vocabulary (LM adaptation)
     export_minutes: float = 10.0
     seed: int = 0
     note: str = ""  # for the card: where the text comes from, its licence
@@ -74,9 +75,12 @@ class PretrainSettings:
             raise RecipeError(
                 f"hidden {self.hidden} is no multiple of heads {self.heads}: change one of them"
             )
-        if self.start and self.embeddings:
+        origins = {k: getattr(self, k) for k in ("start", "blocks", "embeddings") if getattr(self, k)}
+        if len(origins) > 1:
+            raise RecipeError(f"{origins} name several places to start from: leave one")
+        if self.blocks and self.family != "encoder-decoder":
             raise RecipeError(
-                f"start = {self.start!r} brings all weights, embeddings = {self.embeddings!r} some: leave one out"
+                f"blocks = {self.blocks!r} starts an encoder-decoder: a {self.family} has start"
             )
 
 
@@ -110,7 +114,7 @@ def build(settings: PretrainSettings, tokenizer: PreTrainedTokenizerBase) -> Pre
         num_layers=settings.layers,
         num_decoder_layers=settings.layers,
         num_heads=settings.heads,
-        feed_forward_proj="gated-gelu",
+        feed_forward_proj=f"gated-{settings.activation}",
         dropout_rate=0.0,
         **ids,
     )
@@ -228,6 +232,8 @@ def pretrain(
     model = build(settings, tokenizer)
     if origin is not None:
         start_from(origin, model)
+    elif settings.blocks:
+        lend_blocks(settings.blocks, model, tokenizer)
     elif settings.embeddings:
         lend_embeddings(settings.embeddings, model, tokenizer)
     loss = objective(model)
@@ -265,43 +271,6 @@ def pretrain(
     if not files.exists(folder / "export" / "config.json"):
         export(model, tokenizer, settings, folder, settings.fit.steps, len(ids))
     return folder / "export"
-
-
-def start_from(origin: Any, model: PreTrainedModel) -> None:
-    """Give `model` the weights of backbone `origin`; RecipeError where a name or a shape differs."""
-    theirs, ours = origin.model.state_dict(), model.state_dict()
-    shapes = {k: tuple(v.shape) for k, v in ours.items()}
-    other = [k for k in shapes.keys() | theirs.keys() if k not in theirs or theirs[k].shape != shapes.get(k)]
-    if other:
-        first = min(other)
-        raise RecipeError(
-            f"start = {origin.name!r}: {len(other)} of its weights differ from this recipe's model, first {first}: "
-            f"{tuple(theirs[first].shape) if first in theirs else 'absent'} there, {shapes.get(first, 'absent')} here: "
-            "give the recipe the shape and family of the backbone that it starts from"
-        )
-    model.load_state_dict(theirs)
-
-
-def lend_embeddings(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Start the embeddings of pieces that both know from backbone `name`, at this model's scale; returns how many.
-
-    Raises RecipeError where the widths differ or no piece is common.
-    """
-    lender: Any = load(name, dtype="float32")
-    table: Any = model.get_input_embeddings().weight
-    theirs = lender.table.weight.detach()
-    known = lender.tokenizer.get_vocab()
-    pairs = [(i, known[piece]) for piece, i in tokenizer.get_vocab().items() if piece in known]
-    if theirs.shape[1] != table.shape[1] or not pairs:
-        raise RecipeError(
-            f"embeddings = {name!r}: it has width {theirs.shape[1]} and {len(pairs)} pieces in common, this model "
-            f"width {table.shape[1]}: name a backbone of the same width and a like vocabulary, or none"
-        )
-    ours, there = (torch.tensor(part) for part in zip(*pairs, strict=True))
-    with torch.no_grad():
-        scale = table.square().mean().sqrt() / theirs[there].square().mean().sqrt()
-        table[ours] = theirs[there] * scale
-    return len(pairs)
 
 
 def _stream(

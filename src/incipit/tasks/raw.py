@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     Ids: TypeAlias = NDArray[np.unsignedinteger[Any]]
 
-OBJECTIVES = ("causal", "lm_adaptation", "span_corruption")
+OBJECTIVES = ("causal", "continuation", "lm_adaptation", "span_corruption")
+CONTINUED = 8  # a continuation has fewer tokens than this, so that much of it hangs on what was given
 
 
 def expand(patterns: Sequence[files.PathLike]) -> list[str]:
@@ -246,8 +247,9 @@ class RawStream:
     def _encode(self, objective: str, block: Ids, rng: np.random.Generator, source: str) -> Encoded:
         if objective == "causal":
             return Encoded((self.start,), tuple(block[: self.length - 1].tolist()), source=source)
-        if objective == "lm_adaptation":
-            split = int(rng.integers(1, self.length))
+        if objective in ("lm_adaptation", "continuation"):
+            shortest = 1 if objective == "lm_adaptation" else max(1, self.length - CONTINUED)
+            split = int(rng.integers(shortest, self.length))
             words = block.tolist()
             return Encoded((*words[:split], self.end), (*words[split:], self.end), source=source)
         inputs, target = corrupt(block, random_spans_noise_mask(self.length, rng), self.sentinels)
