@@ -187,7 +187,8 @@ def measured(
     return {
         "workload": "w6", "variant": "accuracy", "title": f"SST-2, builtin:lm, until dev accuracy {accuracy:g}",
         "settings": {"accuracy": accuracy, "steps": steps, "every": every, "length": length, "lr": recipe.train.lr,
-                     "peer_rates": list(RATES), "longest": LONGEST, "data": task.data_hash, "dev_rows": len(dev), "dtype": "float32"},
+                     "peer_rates": list(RATES), "longest": LONGEST, "data": task.data_hash, "dev_rows": len(dev),
+                     "dtype": "float32"},
         "target": TARGET, "exact": False, "difference": {}, "allowed": {}, "unequal": [],
         "ratio": best / own.seconds if best is not None and own.seconds is not None else None,
         "seconds": {"ours": own.seconds, "peft": best, "samples": {"ours": [own.seconds], "peft": [best]}},
