@@ -58,7 +58,9 @@ def export(
     from incipit.interop import peft
 
     if len(places) > 1:
-        raise typer.BadParameter(f"an adapter holds one prompt, {len(places)} are given: export each by itself")
+        raise typer.BadParameter(
+            f"an adapter holds one prompt, {len(places)} are given: export each by itself"
+        )
     (artifact,) = opened.artifacts(places)
     model = opened.Backbones(backbone).of(artifact)
     kind = "PROMPT_TUNING" if to is Written.peft else "PREFIX_TUNING"

@@ -30,30 +30,35 @@ class Fake:
         self.paths: list[str] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self.paths.append(scope["path"])
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        self.paths.append(path)
         if self.keyed and dict(scope["headers"]).get(b"authorization") != KEY:
             return await self._json(send, 401, {"error": "Unauthorized"})
-        if scope["path"] == "/v1/models":
+        if path == "/v1/models":
             card = {"id": BASE, "object": "model", "created": 1, "owned_by": "vllm", "root": "/models/base",
                     "parent": None, "max_model_len": 128, "permission": []}  # fmt: skip
             return await self._json(send, 200, {"object": "list", "data": [card]})
-        if scope["path"] not in ("/v1/completions", "/v1/chat/completions"):
+        if path not in ("/v1/completions", "/v1/chat/completions"):
             return await self._json(send, 404, {"detail": "Not Found"})
         message = await receive()
         headers = dict(scope["headers"])
         assert int(headers[b"content-length"]) == len(message["body"]) and not message["more_body"]
         try:
             asked = json.loads(message["body"])
-        except ValueError:
-            return await self._json(send, 400, {"error": {"message": "no JSON"}})
+        except (ValueError, RecursionError):
+            asked = None
+        if not isinstance(asked, dict):
+            return await self._json(send, 400, {"error": {"message": "no JSON object"}})
         self.seen.append(asked)
         if asked.get("model", BASE) != BASE:
             return await self._json(send, 404, {"error": {"message": f"no model {asked['model']}"}})
-        await self._answer(scope["path"] == "/v1/chat/completions", asked, send)
+        await self._answer(path == "/v1/chat/completions", asked, send)
 
     async def _answer(self, chat: bool, asked: Mapping[str, Any], send: Any) -> None:
         rows = [self._conversation(asked["messages"])] if chat else self._prompts(asked)
-        answers = [self._written(one, asked["max_tokens"]) for one in rows]
+        answers = [
+            self._written(one, asked.get("max_tokens") or asked["max_completion_tokens"]) for one in rows
+        ]
         kind = "chat.completion" if chat else "text_completion"
         head = {"id": "x-1", "object": kind, "created": 1, "model": BASE, "system_fingerprint": None}
         if not asked.get("stream"):
@@ -82,7 +87,13 @@ class Fake:
     def _choice(self, chat: bool, index: int, ids: list[int], logs: list[dict[str, float]]) -> dict[str, Any]:
         text = self.backbone.tokenizer.decode(ids)
         said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-        return {"index": index, **said, "logprobs": {"top_logprobs": logs}, "token_ids": ids, "finish_reason": "stop"}
+        return {
+            "index": index,
+            **said,
+            "logprobs": {"top_logprobs": logs},
+            "token_ids": ids,
+            "finish_reason": "stop",
+        }
 
     def _prompts(self, asked: Mapping[str, Any]) -> list[Tensor]:
         """[S, H] each; embeddings in place of the prompt, as in `preprocess_completion`."""

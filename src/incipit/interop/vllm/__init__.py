@@ -1,4 +1,4 @@
-"""vLLM: prompts of a causal model as a bundle for `vllm serve`. bundle.py writes it, incipit_prompts/ is what it holds."""
+"""vLLM: prompts of a causal model as a bundle. bundle.py writes it, incipit_prompts/ is the middleware in it."""
 
 from incipit.interop.vllm.bundle import command, write
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from incipit import files
 from incipit.artifact import CARD, Artifact
-from incipit.backbones import Backbone, builtin
+from incipit.backbones import Backbone, CausalBackbone, builtin
 from incipit.batch import Encoded, collate
 from incipit.errors import InteropError
 from incipit.injection import Injection
@@ -40,15 +40,19 @@ def write(
     Raises InteropError for what vLLM cannot carry: encoder-decoders, keys and values, read-outs, numbers that are not
     finite, a tokenizer that is no single file; ArtifactError for a prompt of another backbone.
     """
-    _check_family(backbone)
+    model = _causal(backbone)
     if files.is_remote(place):
-        raise InteropError(f"{str(place)!r} is no local folder, and vLLM imports the bundle from one: give a path")
+        raise InteropError(
+            f"{str(place)!r} is no local folder, and vLLM imports the bundle from one: give a path"
+        )
     if not artifacts:
         raise InteropError("there is no prompt to export: give artifacts, or a folder that holds some")
     names = [a.name for a in artifacts]
     for name in names:
         if names.count(name) > 1 or name == backbone.name:
-            raise InteropError(f"{name!r} names two prompts, or a prompt and the model: rename one in its card.json")
+            raise InteropError(
+                f"{name!r} names two prompts, or a prompt and the model: rename one in its card.json"
+            )
     parts = {a.name: _entering(a, backbone) for a in artifacts}
     rows = {name: _rows(part, name, backbone) for name, part in parts.items()}
     tokenizer = _tokenizer(backbone)
@@ -64,7 +68,7 @@ def write(
         },
         "prompts": {a.name: _entry(a, rows[a.name]) for a in artifacts},
         "no_chat": no_chat,
-        "probes": _probes(parts, backbone),
+        "probes": _probes(parts, model),
         "versions": files.package_versions("incipit", "torch", "transformers"),
     }
     line = command(place, backbone, bool(template))
@@ -77,7 +81,9 @@ def write(
         if template:
             files.atomic_write(folder / TEMPLATE, template)
         files.write_json(folder / shelf.MANIFEST, manifest)
-        files.atomic_write(folder / README, _readme(artifacts, backbone, command(".", backbone, bool(template))))
+        files.atomic_write(
+            folder / README, _readme(artifacts, backbone, command(".", backbone, bool(template)))
+        )
     return line
 
 
@@ -94,12 +100,13 @@ def command(place: files.PathLike, backbone: Backbone, chats: bool) -> str:
 # -- what vLLM can carry ---------------------------------------------------------------------------------------
 
 
-def _check_family(backbone: Backbone) -> None:
-    if backbone.family != "causal":
+def _causal(backbone: Backbone) -> CausalBackbone:
+    if not isinstance(backbone, CausalBackbone):
         raise InteropError(
-            f"backbone {backbone.name!r} is {backbone.family}, and vLLM takes prompt embeddings for decoder-only models "
-            "alone: serve it with `incipit serve`"
+            f"backbone {backbone.name!r} is {backbone.family}, and vLLM takes prompt embeddings for decoder-only "
+            "models alone: serve it with `incipit serve`"
         )
+    return backbone
 
 
 def _entering(artifact: Artifact, backbone: Backbone) -> Injection:
@@ -139,7 +146,9 @@ def _table(backbone: Backbone) -> Tensor:
     with torch.no_grad():
         whole = backbone.embed(torch.arange(backbone.geometry.vocab)).detach().cpu()
     if not bool(torch.isfinite(whole).all()):
-        raise InteropError(f"the embeddings of {backbone.name!r} hold NaN or infinite numbers: load another copy")
+        raise InteropError(
+            f"the embeddings of {backbone.name!r} hold NaN or infinite numbers: load another copy"
+        )
     for dtype in (torch.bfloat16, torch.float16):
         if torch.equal(whole.to(dtype).float(), whole.float()):
             return whole.to(dtype)
@@ -188,9 +197,15 @@ def _template(backbone: Backbone, tokenizer: str) -> tuple[str, str]:
     )
     reader = _plain(tokenizer)
     reader.add_special_tokens([SOFT])
-    found, wanted = reader.encode(text, add_special_tokens=False).ids, backbone.encode_asked(CONVERSATION).input_ids
+    found, wanted = (
+        reader.encode(text, add_special_tokens=False).ids,
+        backbone.encode_asked(CONVERSATION).input_ids,
+    )
     if tuple(found[1:]) != wanted or found[:1] != [reader.token_to_id(SOFT)]:
-        return "", f"the chat template of {backbone.name!r} writes other tokens behind a soft prompt than without one"
+        return (
+            "",
+            f"the chat template of {backbone.name!r} writes other tokens behind a soft prompt than without one",
+        )
     return head + own, ""
 
 
@@ -215,7 +230,7 @@ def _entry(artifact: Artifact, rows: Tensor) -> dict[str, Any]:
     }
 
 
-def _probes(parts: Mapping[str, Injection], backbone: Backbone) -> list[dict[str, Any]]:
+def _probes(parts: Mapping[str, Injection], backbone: CausalBackbone) -> list[dict[str, Any]]:
     """The likeliest token behind some prompts and a text, for the middleware to compare with what vLLM says."""
     ids = ((backbone.frequent_ids(64) or [0]) * PROBE_LENGTH)[:PROBE_LENGTH]
     found = []
@@ -232,7 +247,7 @@ def _readme(artifacts: Sequence[Artifact], backbone: Backbone, line: str) -> str
         f"# {len(artifacts)} soft prompts for vLLM", "",
         f"Over the frozen model `{backbone.name}`. In this folder, where vLLM is installed (incipit need not be):", "",
         "```", line, "```", "",
-        "Any client of OpenAI's API then asks with `model` = one of these names; the text must be in the prompt's form:", "",
+        "Any client of OpenAI's API then asks with `model` = one of these names, and a text in the prompt's form:", "",
         "| model | rows | form of the text |", "|---|---|---|",
     ]  # fmt: skip
     for one in artifacts:

@@ -1,8 +1,8 @@
 """Soft prompts by name in vLLM: an ASGI middleware. Runs where vLLM runs, and needs only what vLLM brings along.
 
 PYTHONPATH=BUNDLE vllm serve MODEL --enable-prompt-embeds --middleware incipit_prompts.Prompts
-A request with model = a prompt's name becomes one of vLLM's own model, with the prompt's rows (prompt_embeds) before its
-text; names in the answer are restored. Everything else goes through untouched. Seen in vLLM 0.32.0.
+A request with model = a prompt's name becomes one of vLLM's own model, with the prompt's rows (prompt_embeds) before
+its text; names in the answer are restored. Everything else goes through untouched. Seen in vLLM 0.32.0.
 """
 
 from __future__ import annotations
@@ -190,7 +190,9 @@ async def _body(receive: Receive) -> bytes:
         parts.append(message.get("body", b""))
         size, more = size + len(parts[-1]), message.get("more_body", False)
         if size > LARGEST_BODY:
-            raise Refused(413, f"the body is larger than {LARGEST_BODY} bytes: send less at once", "body_too_large")
+            raise Refused(
+                413, f"the body is larger than {LARGEST_BODY} bytes: send less at once", "body_too_large"
+            )
     return b"".join(parts)
 
 

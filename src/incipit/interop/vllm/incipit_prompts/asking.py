@@ -30,7 +30,7 @@ CANNOT: dict[str, str] = {
     "continue_final_message": "prompts are learned to answer: end with what is to be answered",
     "form": "that is incipit's own server: write the text in the form that the bundle's README.md gives",
 }
-EMPTY = (None, False, "", [], {})
+EMPTY: tuple[object, ...] = (None, False, "", [], {})
 
 
 def without_penalties(given: Mapping[str, Any]) -> None:
