@@ -74,7 +74,7 @@ def write(
     line = command(place, backbone, bool(template))
     with files.atomic_folder(place, overwrite=overwrite) as folder:
         for source in sorted(Path(shelf.__file__).parent.glob("*.py")):
-            files.atomic_write(folder / PACKAGE / source.name, files.read_bytes(source))
+            files.atomic_write(folder / PACKAGE / source.name, files.content(source))
         files.save_tensors(folder / shelf.PROMPTS, rows, {"format": "pt"})
         files.save_tensors(folder / shelf.EMBEDDINGS, {shelf.ROWS: _table(backbone)}, {"format": "pt"})
         files.atomic_write(folder / shelf.TOKENIZER, tokenizer)
