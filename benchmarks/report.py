@@ -78,7 +78,12 @@ def wanted(kind: str = "cpu") -> dict[str, tuple[str, Mapping[str, float]]]:
 def page(found: Records, notes: Mapping[str, str]) -> str:
     """The whole of docs/benchmarks.md."""
     parts = [OPENING, _table("Workloads", wanted(), found), _said(wanted(), found, notes), _curves(found)]
-    parts += [report_serve.section(found, notes), _table("On a GPU", wanted("cuda"), found), _said(wanted("cuda"), found, notes), _origin(found)]
+    parts += [
+        report_serve.section(found, notes),
+        _table("On a GPU", wanted("cuda"), found),
+        _said(wanted("cuda"), found, notes),
+        _origin(found),
+    ]
     return "\n".join(part for part in parts if part)
 
 

@@ -1,4 +1,4 @@
-"""Records of the servers -> a section of docs/benchmarks.md: ours beside PEFT (serve.py) and beside vLLM (serve_vllm.py)."""
+"""Records of the servers -> a section of docs/benchmarks.md: beside PEFT (serve.py) and vLLM (serve_vllm.py)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def section(found: Records, notes: Mapping[str, str]) -> str:
     """The part of the page."""
     there = {key: load for key, load in lines().items() if key in found}
     text = [OPENING]
-    text += _table("beside PEFT", ("switching", "by task"), {k: v for k, v in there.items() if not _vllm(k)}, found)
+    text += _table(
+        "beside PEFT", ("switching", "by task"), {k: v for k, v in there.items() if not _vllm(k)}, found
+    )
     text += _table("beside vLLM", ("vLLM",), {k: v for k, v in there.items() if _vllm(k)}, found)
     text += [f"- `{key}`: {notes[key].strip()}" for key in there if key in notes]
     missing = [key for key in lines() if key not in found]
@@ -50,7 +52,16 @@ def _vllm(key: str) -> bool:
 def _table(beside: str, peers: Sequence[str], there: Mapping[str, Load], found: Records) -> list[str]:
     if not there:
         return []
-    heads = [beside, "ours", *peers, "ratio", "target", "first token p50, p99", "between tokens p50, p99", "met"]
+    heads = [
+        beside,
+        "ours",
+        *peers,
+        "ratio",
+        "target",
+        "first token p50, p99",
+        "between tokens p50, p99",
+        "met",
+    ]
     rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for key, load in there.items():
         record = found[key]
@@ -68,5 +79,7 @@ def _table(beside: str, peers: Sequence[str], there: Mapping[str, Load], found: 
 
 def _times(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None, name: str) -> str:
     """p50 and p99 of ours, and of the other where it was loaded too."""
-    both = [", ".join(serve.milliseconds(one[name][p]) for p in ("p50", "p99")) for one in (ours, theirs) if one]
+    both = [
+        ", ".join(serve.milliseconds(one[name][p]) for p in ("p50", "p99")) for one in (ours, theirs) if one
+    ]
     return both[0] if len(both) == 1 else f"{both[0]} (vLLM {both[1]})"

@@ -46,8 +46,8 @@ GRID = ((1, 16), (16, 16), (32, 16), (64, 16))  # clients, prompts
 TARGETS = {(32, 16): {"ratio": 1.0}}  # of the issue: at 32 clients at least vLLM's throughput
 MODEL, WORDS = "builtin:lm", 8192
 PATIENCE = 600.0  # seconds for vLLM to come up
-# Rows of a block of its cache: 96 of the 100 rows of a prompt are then reused, with its own 128 none; its attention on a
-# processor takes multiples of 32.
+# Rows of a block of its cache: 96 of the 100 rows of a prompt are then reused, with its own 128 none; on a processor it
+# takes multiples of 32.
 BLOCK = 32
 
 
@@ -96,8 +96,7 @@ def standing(line: str, python: str, *more: str) -> Iterator[str]:
 
     more: further arguments. Raises RuntimeError with its last words where it does not come up.
     """
-    before, after = line.split(" vllm serve ")
-    model, *arguments = shlex.split(after)
+    (place,), (model, *arguments) = (shlex.split(part) for part in line.split(" vllm serve "))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -105,7 +104,7 @@ def standing(line: str, python: str, *more: str) -> Iterator[str]:
                "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
     threads = torch.get_num_threads()
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {
-        "PYTHONPATH": before.removeprefix("PYTHONPATH="), "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": place.removeprefix("PYTHONPATH="), "OMP_NUM_THREADS": str(threads),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }  # fmt: skip

@@ -94,11 +94,14 @@ class Reply:
 Call = Callable[..., Reply]
 
 
-def asked(app: Any, path: str, body: Any = None, key: bytes = b"", root: str = "") -> Reply:
+def asked(
+    app: Any, path: str, body: Any = None, key: bytes = b"", root: str = "", origin: bytes = b""
+) -> Reply:
     """One request, its body in two messages."""
     data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     headers = [(b"host", b"here"), (b"content-length", str(len(data)).encode())]
     headers += [(b"authorization", key)] if key else []
+    headers += [(b"origin", origin)] if origin else []
     scope = {"type": "http", "method": "GET" if body is None else "POST", "path": root + path, "headers": headers,
              "query_string": b"", "root_path": root}  # fmt: skip
     messages = [

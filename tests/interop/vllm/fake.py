@@ -37,7 +37,9 @@ class Fake:
         if path == "/v1/models":
             card = {"id": BASE, "object": "model", "created": 1, "owned_by": "vllm", "root": "/models/base",
                     "parent": None, "max_model_len": 128, "permission": []}  # fmt: skip
-            return await self._json(send, 200, {"object": "list", "data": [card]})
+            origin = dict(scope["headers"]).get(b"origin")
+            more = [(b"access-control-allow-origin", origin)] if origin else []
+            return await self._json(send, 200, {"object": "list", "data": [card]}, more)
         if path not in ("/v1/completions", "/v1/chat/completions"):
             return await self._json(send, 404, {"detail": "Not Found"})
         message = await receive()
@@ -77,9 +79,13 @@ class Fake:
             await send({"type": "http.response.body", "body": data[at : at + 37], "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _json(self, send: Any, status: int, body: Any) -> None:
+    async def _json(self, send: Any, status: int, body: Any, more: Any = ()) -> None:
         data = json.dumps(body).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(data)).encode()),
+            *more,
+        ]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": data[:5], "more_body": True})
         await send({"type": "http.response.body", "body": data[5:], "more_body": False})

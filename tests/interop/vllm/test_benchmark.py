@@ -15,11 +15,17 @@ import uvicorn
 from benchmarks import report, report_serve, serve_vllm
 from benchmarks.serve import Load
 from benchmarks.workload import Plan
-
-from incipit import files
 from tests.interop.vllm.fake import Fake
 
-ORIGIN = {"commit": "0" * 40, "dirty": False, "versions": {}, "load": 0.0, "date": "2026-01-01T00:00:00+00:00"}
+from incipit import files
+
+ORIGIN = {
+    "commit": "0" * 40,
+    "dirty": False,
+    "versions": {},
+    "load": 0.0,
+    "date": "2026-01-01T00:00:00+00:00",
+}
 
 
 @contextmanager
@@ -57,7 +63,9 @@ def test_the_benchmark_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert found["open"][name]["first"]["p50"] > 0 and found["open"][name]["between"]["p99"] > 0
         assert len(found["seconds"]["samples"][name]) == 1
     assert found["ratio"] == pytest.approx(found["seconds"]["vllm"] / found["seconds"]["ours"])
-    assert found["peer"]["line"].startswith("--dtype float32 --enable-prompt-embeds --middleware incipit_prompts")
+    assert found["peer"]["line"].startswith(
+        "--dtype float32 --enable-prompt-embeds --middleware incipit_prompts"
+    )
 
 
 def test_the_lines_of_the_table() -> None:
@@ -81,7 +89,11 @@ def test_a_vllm_that_does_not_start_says_why(tmp_path: Path) -> None:
 
 def record(load: Load) -> dict[str, Any]:
     times = {"first": {"p50": 0.01, "p99": 0.02}, "between": {"p50": 0.003, "p99": None}}
-    ours = {"title": "t", "ratio": 1.25, "requests_per_second": {"ours": 50, "vllm": 40, "peft": 40, "per_task": 45}}
+    ours = {
+        "title": "t",
+        "ratio": 1.25,
+        "requests_per_second": {"ours": 50, "vllm": 40, "peft": 40, "per_task": 45},
+    }
     both = isinstance(load, serve_vllm.Lm)
     return ours | {"open": {"rate": 25, "ours": times, "vllm": times} if both else {"rate": 25, **times}}
 
@@ -90,7 +102,10 @@ def test_the_section_of_the_page() -> None:
     keys = ("serve-16-clients-16-prompts", "serve-vllm-32-clients-16-prompts")
     found = {key: record(report_serve.lines()[key]) for key in keys}
     text = report_serve.section(found, {keys[1]: "A note. "})
-    assert f"| `{keys[0]}` t | 50.0/s | 40.0/s | 45.0/s | **1.2x** | 6x | 10.0 ms, 20.0 ms | 3.0 ms, - | no |" in text
+    assert (
+        f"| `{keys[0]}` t | 50.0/s | 40.0/s | 45.0/s | **1.2x** | 6x | 10.0 ms, 20.0 ms | 3.0 ms, - | no |"
+        in text
+    )
     times = "10.0 ms, 20.0 ms (vLLM 10.0 ms, 20.0 ms) | 3.0 ms, - (vLLM 3.0 ms, -)"
     assert f"| `{keys[1]}` t | 50.0/s | 40.0/s | **1.2x** | 1x | {times} | yes |" in text
     assert f"- `{keys[1]}`: A note.\n" in text and "Not measured yet: `serve-1-clients-16-prompts`" in text

@@ -167,6 +167,7 @@ def test_a_tokenizer_that_is_no_file(
     ("template", "says"),
     [
         (None, "has no chat template"),
+        ("{{ raise_exception('no') }}", "refuses a question and its answer (no)"),
         ("{{ bos_token }}x{{ bos_token }}{{ messages[-1].content }}", "other tokens"),
     ],
 )
@@ -216,4 +217,4 @@ def test_a_library_becomes_one_bundle(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_builtin_model_is_served_from_its_folder(llama: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtin, "locate", lambda name: f"/weights/{name.removeprefix('builtin:')}")
     monkeypatch.setattr(llama, "name", "builtin:lm")
-    assert " vllm serve /weights/lm --dtype " in vllm.command("b", llama, False)
+    assert vllm.command("b c", llama, False).startswith("PYTHONPATH='b c' vllm serve /weights/lm --dtype ")

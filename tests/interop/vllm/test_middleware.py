@@ -114,6 +114,8 @@ def test_the_models_are_listed(call: Call, bundle: Path) -> None:
     assert sorted(p["id"] for p in prompts) == ["items", "mood"] and mood in prompts
     assert call("/v1/models/mood").json == mood and call(f"/v1/models/{BASE}").json == base
     assert call("/v1/models/nobody").status == 404
+    browser = call("/v1/models", origin=b"http://a.example")
+    assert browser.headers["access-control-allow-origin"] == "http://a.example"
 
 
 def test_everything_else_goes_through(call: Call, fake: Fake) -> None:
@@ -268,6 +270,14 @@ def test_the_probes_are_asked_once(call: Call, fake: Fake) -> None:
         assert call(COMPLETIONS, {"model": "mood", "prompt": "cat", "max_tokens": 1}).status == 200
     assert [len(body["prompt_embeds"]) for body in fake.seen] == [2, 1, 1, 1]
     assert fake.paths.count("/v1/models") == 1
+
+
+def test_another_form_of_answer_is_said(
+    middleware: ModuleType, llama: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Fake, "_choice", lambda self, *rest: {"index": 0, "text": "", "logprobs": None})
+    found = asked(middleware.Prompts(Fake(llama)), COMPLETIONS, {"model": "mood", "prompt": "cat"})
+    assert found.status == 500 and "in another form than 0.32.0" in found.error["message"]
 
 
 def test_a_model_with_a_prompts_name(

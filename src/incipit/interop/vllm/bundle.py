@@ -7,6 +7,8 @@ So the bundle carries the prompts' rows, the embedding table, the tokenizer, and
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,9 +49,8 @@ def write(
         )
     if not artifacts:
         raise InteropError("there is no prompt to export: give artifacts, or a folder that holds some")
-    names = [a.name for a in artifacts]
-    for name in names:
-        if names.count(name) > 1 or name == backbone.name:
+    for name, count in Counter([a.name for a in artifacts]).items():
+        if count > 1 or name == backbone.name:
             raise InteropError(
                 f"{name!r} names two prompts, or a prompt and the model: rename one in its card.json"
             )
@@ -82,7 +83,7 @@ def write(
             files.atomic_write(folder / TEMPLATE, template)
         files.write_json(folder / shelf.MANIFEST, manifest)
         files.atomic_write(
-            folder / README, _readme(artifacts, backbone, command(".", backbone, bool(template)))
+            folder / README, _readme(artifacts, rows, backbone, command(".", backbone, bool(template)))
         )
     return line
 
@@ -90,9 +91,10 @@ def write(
 def command(place: files.PathLike, backbone: Backbone, chats: bool) -> str:
     """The line that serves the model with a bundle's prompts."""
     model = builtin.locate(backbone.name) if backbone.name.startswith("builtin:") else backbone.name
-    template = f" --chat-template {Path(place) / TEMPLATE}" if chats else ""
+    template = f" --chat-template {shlex.quote(str(Path(place) / TEMPLATE))}" if chats else ""
+    dtype = str(backbone.dtype).removeprefix("torch.")
     return (
-        f"PYTHONPATH={place} vllm serve {model} --dtype {str(backbone.dtype).removeprefix('torch.')} "
+        f"PYTHONPATH={shlex.quote(str(place))} vllm serve {shlex.quote(model)} --dtype {dtype} "
         f"--enable-prompt-embeds --middleware {PACKAGE}.Prompts --generation-config vllm{template}"
     )
 
@@ -184,7 +186,7 @@ def _template(backbone: Backbone, tokenizer: str) -> tuple[str, str]:
     """(the model's chat template, with the rows before all else, "") or ("", why there is none)."""
     own = getattr(backbone.tokenizer, "chat_template", None)
     if not isinstance(own, str):
-        return "", f"the tokenizer of {backbone.name!r} has no chat template"
+        return "", f"the tokenizer of {backbone.name!r} has no chat template, or several"
     head = (
         f"{{%- if messages[0]['role'] == '{ROLE}' -%}}"
         "{%- if messages[0]['content'] is string -%}{{- messages[0]['content'] -}}"
@@ -192,15 +194,16 @@ def _template(backbone: Backbone, tokenizer: str) -> tuple[str, str]:
         "{%- set messages = messages[1:] -%}{%- set bos_token = '' -%}{%- endif -%}"
     )
     soft = [{"role": ROLE, "content": SOFT}]
-    text = backbone.tokenizer.apply_chat_template(
-        soft + CONVERSATION, chat_template=head + own, tokenize=False, add_generation_prompt=True
-    )
+    try:
+        text = backbone.tokenizer.apply_chat_template(
+            soft + CONVERSATION, chat_template=head + own, tokenize=False, add_generation_prompt=True
+        )
+        wanted = backbone.encode_asked(CONVERSATION).input_ids
+    except Exception as error:  # a template is code of the model's maker, and raises what it likes
+        return "", f"the chat template of {backbone.name!r} refuses a question and its answer ({error})"
     reader = _plain(tokenizer)
     reader.add_special_tokens([SOFT])
-    found, wanted = (
-        reader.encode(text, add_special_tokens=False).ids,
-        backbone.encode_asked(CONVERSATION).input_ids,
-    )
+    found = reader.encode(text, add_special_tokens=False).ids
     if tuple(found[1:]) != wanted or found[:1] != [reader.token_to_id(SOFT)]:
         return (
             "",
@@ -242,7 +245,7 @@ def _probes(parts: Mapping[str, Injection], backbone: CausalBackbone) -> list[di
     return found
 
 
-def _readme(artifacts: Sequence[Artifact], backbone: Backbone, line: str) -> str:
+def _readme(artifacts: Sequence[Artifact], rows: Mapping[str, Tensor], backbone: Backbone, line: str) -> str:
     lines = [
         f"# {len(artifacts)} soft prompts for vLLM", "",
         f"Over the frozen model `{backbone.name}`. In this folder, where vLLM is installed (incipit need not be):", "",
@@ -252,7 +255,7 @@ def _readme(artifacts: Sequence[Artifact], backbone: Backbone, line: str) -> str
     ]  # fmt: skip
     for one in artifacts:
         form = str(one.task.get("input", "")).replace("\n", "\\n").replace("|", "\\|")
-        lines.append(f"| `{one.name}` | {one.prompt(backbone).length} | `{form}` |")
+        lines.append(f"| `{one.name}` | {len(rows[one.name])} | `{form}` |")
     lines += [
         "", "- Penalties are refused, for the model itself too: beside prompt embeddings one can end vLLM's engine "
         "(vLLM issue 57719).",

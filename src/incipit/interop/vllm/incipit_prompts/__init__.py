@@ -86,7 +86,8 @@ class Prompts:
         key = hashlib.sha256(header(scope["headers"], b"authorization")).digest()
         if key in self._let_in:
             return
-        self._base = _base(await self._inner(scope, "GET", MODELS))
+        listed, _ = await self._inner(scope, "GET", MODELS)
+        self._base = _base(listed)
         if len(self._let_in) >= CLIENTS:
             self._let_in.clear()
         self._let_in.add(key)
@@ -99,14 +100,19 @@ class Prompts:
                 rows = [packed(self.shelf.embedded(p["prompt"], p["ids"])) for p in probes]
                 asked = {"prompt_embeds": rows, "max_tokens": 1, "temperature": 0, "logprobs": 5, "ignore_eos": True,
                          "return_tokens_as_token_ids": True} | NEUTRAL  # fmt: skip
-                found = await self._inner(scope, "POST", COMPLETIONS, json.dumps(asked).encode())
+                found, _ = await self._inner(scope, "POST", COMPLETIONS, json.dumps(asked).encode())
                 self._checked = self._compared(found) or True
         if isinstance(self._checked, Refused):
             raise self._checked
 
     def _compared(self, found: Any) -> Refused | None:
-        for choice, probe in zip(found["choices"], self.shelf.probes, strict=True):
-            (there,) = choice["logprobs"]["top_logprobs"]
+        try:
+            logs = [choice["logprobs"]["top_logprobs"][0] for choice in found["choices"]]
+            pairs = list(zip(logs, self.shelf.probes, strict=True))
+        except (KeyError, TypeError, IndexError, ValueError):
+            said = "vLLM answers the probes in another form than 0.32.0: write a bundle for this version"
+            return Refused(500, said, "other_version")
+        for there, probe in pairs:
             log = there.get(f"token_id:{probe['token']}", -1e9)
             if abs(log - probe["logprob"]) > NEAR:
                 said = (
@@ -121,14 +127,14 @@ class Prompts:
     async def _models(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """vLLM's list and the prompts; one of them by its name, which vLLM has no address for."""
         name = path.removeprefix(f"{MODELS}/") if path != MODELS else ""
-        listed = await self._inner(scope, "GET", MODELS)
+        listed, headers = await self._inner(scope, "GET", MODELS)
         base = _base(listed)
         listed["data"] += [self._card(one, base) for one in self.shelf.entries]
         if not name:
-            return await _answer(send, 200, json.dumps(listed).encode())
+            return await _answer(send, 200, json.dumps(listed).encode(), headers)
         for card in listed["data"]:
             if card["id"] == name:
-                return await _answer(send, 200, json.dumps(card).encode())
+                return await _answer(send, 200, json.dumps(card).encode(), headers)
         await self.app(scope, receive, send)
 
     def _card(self, name: str, base: dict[str, Any]) -> dict[str, Any]:
@@ -136,9 +142,9 @@ class Prompts:
         root = f"{name}@{self.shelf.entries[name].version}"
         return base | {"id": name, "owned_by": "incipit", "root": root, "parent": base["id"]}
 
-    async def _inner(self, scope: Scope, method: str, path: str, body: bytes = b"") -> Any:
-        """What vLLM answers to the same client. Raises _Answered for anything but 200."""
-        kept = [(k, v) for k, v in scope["headers"] if k.lower() in (b"authorization", b"host")]
+    async def _inner(self, scope: Scope, method: str, path: str, body: bytes = b"") -> tuple[Any, Headers]:
+        """What vLLM answers to the same client, and its headers. Raises _Answered for anything but 200."""
+        kept = [(k, v) for k, v in scope["headers"] if k.lower() in (b"authorization", b"host", b"origin")]
         kept += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         whole = scope.get("root_path", "") + path
         there = {**scope, "method": method, "path": whole, "raw_path": whole.encode(), "query_string": b"",
@@ -147,7 +153,7 @@ class Prompts:
         await self.app(there, _replayed(body, _never), got)
         if got.status != 200:
             raise _Answered(got.status, got.headers, b"".join(got.parts))
-        return json.loads(b"".join(got.parts))
+        return json.loads(b"".join(got.parts)), got.headers
 
 
 def _base(listed: Any) -> dict[str, Any]:
