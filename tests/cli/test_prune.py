@@ -33,7 +33,7 @@ def test_prune_writes_an_artifact_that_answers(call: Call, tuned: Run, tmp_path:
     assert call("evaluate", place).code == 0
     shown = call("show", place)
     assert shown.code == 0, shown.err
-    assert call("export", place, "--format", "peft", "--folder", tmp_path / "peft").code == 0
+    assert call("export", place, "--to", "peft", "--folder", tmp_path / "peft").code == 0
     assert call("prune", place, "--folder", tmp_path / "twice").err.startswith(
         "incipit: prompt 'shop-pruned' is pruned already"
     )

@@ -54,7 +54,11 @@ def test_no_arguments_show_the_verbs(call: Call) -> None:
         ("predict a", "give the inputs once: --text TEXT, a FILE, or - for standard input"),
         ("predict -", "no ARTIFACT before '-'; name the folder of a prompt"),
         ("predict a - --text b", "give the inputs once"),
-        ("export a --folder b --format pfet", "'pfet' is not one of 'peft', 'peft-prefix'"),
+        ("export a --folder b --to pfet", "'pfet' is not one of 'peft', 'peft-prefix', 'vllm'"),
+        (
+            "export a b --folder c --to peft",
+            "an adapter holds one prompt, 2 are given: export each by itself",
+        ),
         (
             "import a.npy --format npy --folder b",
             "'a.npy' names no model: give the one it was trained on with",

@@ -210,10 +210,10 @@ def test_list(call: Call, tuned: Run, tmp_path: Path) -> None:
 
 def test_export_and_import_give_the_same_answers(call: Call, tuned: Run, tmp_path: Path) -> None:
     out, back = tmp_path / "peft", tmp_path / "back"
-    done = call("export", tuned.shop, "--format", "peft", "--folder", out)
+    done = call("export", tuned.shop, "--to", "peft", "--folder", out)
     assert done.code == 0 and done.out.startswith(f"{out}: feed")
-    assert call("export", tuned.shop, "--format", "peft", "--folder", out).code == 1
-    assert call("export", tuned.shop, "--format", "peft", "--folder", out, "--overwrite").code == 0
+    assert call("export", tuned.shop, "--to", "peft", "--folder", out).code == 1
+    assert call("export", tuned.shop, "--to", "peft", "--folder", out, "--overwrite").code == 0
     found = rows(
         call(
             "import",

@@ -1,1 +1,1 @@
-"""Prompts of other libraries: Hugging Face PEFT both ways, the official prompt-tuning .npy files inwards."""
+"""Prompts of other libraries: Hugging Face PEFT both ways, the official .npy files inwards, vLLM outwards."""
