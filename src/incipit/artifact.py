@@ -19,6 +19,7 @@ from torch import Tensor
 from incipit import files
 from incipit.errors import ArtifactError, StorageError
 from incipit.prompts import Prompt, build
+from incipit.prompts.masked import held_at_zero
 
 if TYPE_CHECKING:
     from incipit.backbones import Backbone
@@ -60,8 +61,7 @@ class Artifact:
     @property
     def digest(self) -> str:
         """sha256 of what it computes: the numbers, their form, the backbone. Names and scores do not count."""
-        parts = {k: self.card[k] for k in ("prompt", "tensors")}
-        return files.sha256_json(parts | {"backbone": self.card["backbone"]["fingerprint"]})
+        return digest_of(self.card)
 
     @property
     def size(self) -> int:
@@ -87,6 +87,12 @@ class Artifact:
             )
         prompt.load_state_dict(dict(self.tensors))
         return prompt.to(backbone.device).eval()
+
+
+def digest_of(card: Mapping[str, Any]) -> str:
+    """The digest of an artifact, from its card alone: the card names the hash of every tensor."""
+    parts = {k: card[k] for k in ("prompt", "tensors")}
+    return files.sha256_json(parts | {"backbone": card["backbone"]["fingerprint"]})
 
 
 def differences(card: Mapping[str, Any], backbone: Backbone) -> list[str]:
@@ -129,7 +135,7 @@ def save(
         "schema": SCHEMA,
         "name": name,
         "prompt": baked.spec(),
-        "parameters": sum(t.numel() for t in tensors.values()),
+        "parameters": sum(t.numel() for t in tensors.values()) - held_at_zero(baked),
         "tensors": {n: files.sha256_tensor(t) for n, t in tensors.items()},
         "backbone": {
             "name": backbone.name,
