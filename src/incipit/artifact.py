@@ -118,13 +118,15 @@ def save(
     data: Mapping[str, Any] | None = None,
     pruned: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
+    curve: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> str:
     """Bake the prompt and write it, whole or not at all; returns the place.
 
     task: its text form (kind, input, words, metrics). scores: split -> metric -> value. data: "task" -> sha256 of
     its examples. pruned: how it was pruned, of a prompt that was. origin: how it came of other prompts, where no recipe
-    trained it. overwrite: replace an artifact that is there; nothing else is ever replaced.
+    trained it. curve: how it fared on validation by step, as `train.Outcome.curve` tells it. overwrite: replace an
+    artifact that is there; nothing else is ever replaced.
     """
     if overwrite:
         check_replaceable(place)
@@ -149,6 +151,7 @@ def save(
         "data": dict(data or {}),
         "versions": files.package_versions("incipit", "torch", "transformers"),
         **({"origin": dict(origin)} if origin else {}),
+        **({"curve": dict(curve)} if curve else {}),
     }
     if pruned:
         card["pruned"] = dict(pruned)

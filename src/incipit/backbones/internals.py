@@ -181,8 +181,7 @@ def bias_before(holder: Any, queries: int, length: int, keys: int) -> Tensor:
 def projected(modules: Sequence[Any], states: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Encoder states [K, P, H] -> keys and values [K, N, P, D] of each cross-attention.
 
-    5.23: `k` and `v` of heads of `key_value_proj_dim` in T5 and its kin, `k_proj` and `v_proj` of `head_dim` in BART and
-    its.
+    5.23: `k`, `v` and `key_value_proj_dim` in T5 and its kin; `k_proj`, `v_proj` and `head_dim` in BART and its.
     """
 
     def heads(module: Any, name: str) -> Tensor:

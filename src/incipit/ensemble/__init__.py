@@ -16,7 +16,16 @@ from incipit.ensemble.saved import (
     parse_card,
     save,
 )
-from incipit.ensemble.sesom import Cached, Gate, GateSettings, controls, from_answers, from_ids, from_vocabulary, gated
+from incipit.ensemble.sesom import (
+    Cached,
+    Gate,
+    GateSettings,
+    controls,
+    from_answers,
+    from_ids,
+    from_vocabulary,
+    gated,
+)
 from incipit.ensemble.sources import prompts_for, worded
 
 __all__ = [

@@ -98,9 +98,10 @@ def save(
     task: Mapping[str, Any],
     scores: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
+    curve: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Write the card, whole or not at all; returns the place.
+    """Write the card, whole or not at all; returns the place. curve: of a gate that was learned, as in a prompt's card.
 
     Raises ArtifactError for members that do not go together, StorageError where something else is at the place.
     """
@@ -124,6 +125,7 @@ def save(
         "task": dict(task),
         "scores": dict(scores or {}),
         "data": dict(data or {}),
+        **({"curve": dict(curve)} if curve else {}),
         "versions": files.package_versions("incipit", "torch", "transformers"),
     }
     tensors = {}
@@ -190,7 +192,7 @@ def parse_card(data: bytes, place: str) -> dict[str, Any]:
             f"{place!r} was written by a newer incipit (schema {card.get('schema')}, method "
             f"{card['method']!r}): upgrade with pip install -U incipit"
         )
-    return card
+    return dict(card)
 
 
 def _gate(card: Mapping[str, Any], place: files.PathLike) -> Gate | None:

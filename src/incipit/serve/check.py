@@ -112,6 +112,10 @@ class _Probe:
         return self.made.length
 
     @property
+    def panel(self) -> None:
+        return None
+
+    @property
     def card(self) -> Mapping[str, Any]:
         return {"task": {}}
 

@@ -237,4 +237,16 @@ def _about(card: Mapping[str, Any]) -> dict[str, Any]:
         "prompt": str(shape.get("kind", "")) if shape else str(prompt or ""),
         "length": shape.get("length", card.get("length")),
         "scores": card.get("scores") or {},
+        **_several(card),
     }
+
+
+def _several(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What an ensemble has besides: how it is mixed, of whom."""
+    members, weights = card.get("members"), list(card.get("weights") or ())
+    if not isinstance(members, list | tuple):
+        return {}
+    names = [str(one["name"]) if isinstance(one, Mapping) else str(one) for one in members]
+    lengths = [one.get("length", 0) for one in members if isinstance(one, Mapping)]
+    more = {"prompt": "ensemble", "length": max(lengths)} if lengths else {}
+    return {"method": card["method"], "members": names} | more | ({"weights": weights} if weights else {})
