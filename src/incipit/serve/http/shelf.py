@@ -107,6 +107,7 @@ def router(desk: Desk) -> APIRouter:
             "form": card["task"],
             "versions": card.get("versions", {}),
             "data": card.get("data", {}),
+            **_figures(card),
         }
         return Json(told)
 
@@ -239,6 +240,19 @@ def _about(card: Mapping[str, Any]) -> dict[str, Any]:
         "scores": card.get("scores") or {},
         **_several(card),
     }
+
+
+def _figures(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What a page can draw of a card: how training went, and which pieces of which rows a mask keeps."""
+    found: dict[str, Any] = {}
+    curve, shape = card.get("curve"), card.get("prompt")
+    if isinstance(curve, Mapping):
+        found["curve"] = dict(curve)
+    while isinstance(shape, Mapping):
+        if isinstance(shape.get("mask"), list):
+            found["mask"] = {"rows": shape["mask"], "removed": bool(shape.get("removed"))}
+        shape = shape.get("inner")
+    return found
 
 
 def _several(card: Mapping[str, Any]) -> dict[str, Any]:
