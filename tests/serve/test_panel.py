@@ -24,6 +24,7 @@ from incipit.serve.asks import Ask, Delta, End, Sampling, Ticket
 from incipit.serve.check import executor
 from incipit.serve.core import Core
 from incipit.serve.http.rows import Reader, classify
+from incipit.serve.http.shelf import _about
 from incipit.serve.scheduler import Limits
 from incipit.serve.store import Store
 
@@ -282,6 +283,15 @@ def moved(shelf: Path) -> None:
     shutil.move(shelf / "b", shelf / "deep" / "elsewhere")
 
 
+def gated_by(shelf: Path, kind: str, **spec: int) -> None:
+    """mix/ with a gate of this kind, whose card says something else of its sizes."""
+    b, place = backbone("llama"), shelf / "mix"
+    shutil.rmtree(place)
+    joined(place, b, [artifact.load(shelf / n) for n in "abc"], kind, gate=gate_of(b, kind))
+    card = files.read_json(place / "ensemble.json")
+    files.write_json(place / "ensemble.json", card | {"gate": card["gate"] | spec})
+
+
 FAULTS: dict[str, tuple[Any, str]] = {
     "a member gone": (lambda s: shutil.rmtree(s / "b"), "its member 'b' is not at"),
     "a member out of the library": (
@@ -309,6 +319,18 @@ FAULTS: dict[str, tuple[Any, str]] = {
         lambda s: files.save_tensors(s / "mix" / "ensemble.safetensors", {"w": torch.zeros(1)}),
         "does not hold the numbers",
     ),
+    "a gate of another size": (lambda s: gated_by(s, "fixed", hidden=10**12), "its gate reads inputs of 10000"),
+    "a gate that its numbers do not fit": (
+        lambda s: gated_by(s, "sesom", hidden=10**12),
+        "the numbers of its gate do not fit its card",
+    ),
+    "weights of nothing": (
+        lambda s: files.write_json(
+            s / "mix" / "ensemble.json",
+            files.read_json(s / "mix" / "ensemble.json") | {"weights": [{"a": 1}]},
+        ),
+        "is not served",
+    ),
     "half a card": (lambda s: files.truncate(s / "mix" / "ensemble.json", 90), "is not valid JSON"),
     "a member without a hash": (
         lambda s: files.write_json(
@@ -335,6 +357,41 @@ def test_what_is_wrong_with_an_ensemble_is_said_and_harms_nobody(shelf: Path, fa
     store.pin("c").release()
     if "member" not in fault or "hash" in fault:
         store.pin("three").release()
+
+
+def test_what_only_a_request_shows_ends_that_request_alone(shelf: Path) -> None:
+    """A card that says other words than its gate was learned for: the engine goes on."""
+    b = backbone("llama")
+    card = files.read_json(shelf / "mix" / "ensemble.json")
+    task = card["task"] | {"words": ["good", "bad"], "length": "long"}
+    files.write_json(shelf / "mix" / "ensemble.json", card | {"task": task})
+    store, made = Store(shelf, b), engine(b)
+    tickets = []
+    for name in ("mix", "three"):
+        with store.pin(name) as pin:
+            tickets.append(made.submit(classify(Reader(b), ["dull"], pin)[0][0]))
+    run(made)
+    assert (
+        tickets[0].wait(0).reason == "error" and "learned for 3 scores, not for 2" in tickets[0].wait(0).error
+    )
+    assert tickets[1].wait(0).reason == "stop"
+
+
+@pytest.mark.parametrize(("words", "length"), [(5, "x"), ({"a": 1}, None), ([None, 3], [4])])
+def test_a_stranger_card_is_listed_whatever_it_holds(shelf: Path, words: Any, length: Any) -> None:
+    for folder, name in (("mix", "ensemble.json"), ("a", "card.json")):
+        card = files.read_json(shelf / folder / name)
+        changed = {"task": card["task"] | {"words": words}, "weights": 7}
+        if folder == "mix":
+            changed["members"] = [row | {"length": length} for row in card["members"]]
+        files.write_json(shelf / folder / name, card | changed)
+    store = Store(shelf, backbone("llama"))
+    listed = {e.name: e.card for e in store.listing()}
+    assert listed["mix"]["words"] == listed["a"]["words"] == (("None", "3") if words == [None, 3] else ())
+    told = [_about(listed[name]) for name in ("mix", "a")] + [
+        _about(store.card(name)) for name in ("mix", "a")
+    ]
+    assert [one["words"] for one in told] == [list(listed["a"]["words"])] * 4
 
 
 def test_members_are_found_by_their_hash_wherever_the_library_has_them(shelf: Path) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from incipit import artifact, files
 from incipit.artifact import Artifact
 from incipit.backbones import Backbone
@@ -208,9 +210,10 @@ def _gate(card: Mapping[str, Any], place: files.PathLike) -> Gate | None:
             "mixed up; copy it again from its source"
         )
     try:
-        gate = Gate.built(card["gate"])
-        gate.load_state_dict(tensors)
-    except (PromptError, RuntimeError, TypeError) as error:
+        with torch.device("meta"):  # a card may ask for any size; its numbers are there already
+            gate = Gate.built(card["gate"])
+        gate.load_state_dict({n: t.float() for n, t in tensors.items()}, assign=True)
+    except (PromptError, RuntimeError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{str(place)!r}: the numbers of its gate do not fit its card: copy it again from its source"
         ) from error

@@ -179,7 +179,7 @@ def short_card(card: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "task": sys.intern(str(task.get("name", ""))),
         "kind": sys.intern(str(task["kind"])),
-        "words": tuple(sys.intern(str(w)) for w in task.get("words") or ()),
+        "words": tuple(sys.intern(w) for w in words_of(task)),
         "backbone": sys.intern(str(card["backbone"]["name"])),
         "parameters": card.get("parameters", 0),
         "prompt": sys.intern(str(prompt.get("kind", ""))),
@@ -194,16 +194,28 @@ def short_ensemble(card: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "task": str(task.get("name", "")),
         "kind": str(task["kind"]),
-        "words": tuple(map(str, task.get("words") or ())),
+        "words": words_of(task),
         "backbone": sys.intern(str(card["backbone"]["name"])),
         "parameters": card.get("parameters", 0),
         "prompt": "ensemble",
-        "length": max((row.get("length", 0) for row in rows), default=0),
+        "length": longest(rows),
         "scores": card.get("scores", {}),
         "method": card["method"],
         "members": tuple(row["name"] for row in rows),
         "needs": tuple(row["sha256"] for row in rows),
     }
+
+
+def words_of(task: Mapping[str, Any]) -> tuple[str, ...]:
+    """Label words of a text form; a card may be a stranger's, so anything but a list of them counts as none."""
+    words = task.get("words")
+    return tuple(map(str, words)) if isinstance(words, list | tuple) else ()
+
+
+def longest(rows: Sequence[Mapping[str, Any]]) -> int:
+    """The length of an ensemble's longest member; 0 where the card does not say."""
+    lengths = [row.get("length") for row in rows]
+    return max((n for n in lengths if isinstance(n, int)), default=0)
 
 
 def _length(spec: Any) -> int:

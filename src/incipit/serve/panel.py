@@ -20,9 +20,10 @@ from torch import Tensor
 from incipit.backbones import Backbone
 from incipit.decode import Prediction, ranked
 from incipit.ensemble import Answers, Ensemble, from_ids, gated, majority
-from incipit.errors import DataError
+from incipit.errors import DataError, IncipitError
 from incipit.serve.asks import Ask, Choose, Delta, End, Event, Ticket
 from incipit.serve.executor import Scored
+from incipit.serve.sampling import NOT_FINITE
 from incipit.tasks.example import Example
 
 if TYPE_CHECKING:
@@ -50,12 +51,23 @@ class Panel:
     def scored(self, backbone: Backbone, ask: Ask, scores: Sequence[Sequence[float] | Tensor]) -> Scored:
         """One answer of the members' scores [K][O], before the softmax."""
         assert isinstance(ask.do, Choose)
-        example = Example("", "", choices=tuple(map(str, range(len(ask.do.ends)))))
+        count, gate = len(ask.do.ends), self.rule.gate
+        if not self.wide and any(len(one) != count for one in scores):
+            return Scored(
+                error=f"a member of the ensemble does not choose among {count} words as the request does"
+            )
+        if gate is not None and any(len(one) != gate.outputs for one in scores):
+            return Scored(
+                error=f"the ensemble's weights were learned for {gate.outputs} scores, not for {len(scores[0])}"
+            )
+        example = Example("", "", choices=tuple(map(str, range(count))))
         try:
             found = self._mixed(backbone, ask, example, scores)
-        except DataError as error:
+        except IncipitError as error:
             return Scored(error=str(error))
         shares = [found.probabilities[name] for name in example.choices]
+        if not all(map(math.isfinite, shares)):
+            return Scored(error=NOT_FINITE)
         return Scored(tuple(math.log(s) if s > 0 else -math.inf for s in shares), choice=found.choice)
 
     def _mixed(

@@ -9,9 +9,9 @@ from typing import Any
 
 from incipit import files
 from incipit.artifact import Artifact
-from incipit.backbones import Backbone
-from incipit.ensemble import Saved
-from incipit.errors import ArtifactError, IncipitError
+from incipit.backbones import Backbone, EncoderBackbone
+from incipit.ensemble import Ensemble, Saved
+from incipit.errors import ArtifactError, IncipitError, PromptError
 from incipit.prompts import Prompt
 from incipit.serve.panel import Panel
 
@@ -31,7 +31,7 @@ class Loaded:
     bytes: int
     pins: int = 0
     members: tuple[Loaded, ...] = ()
-    rule: Any = None
+    rule: Ensemble | None = None
     length: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,10 +82,11 @@ class Pin:
     @property
     def panel(self) -> Panel | None:
         """Of an ensemble, its members, which are there as long as this pin is."""
-        if self._meant.members and self._panel is None:
+        rule = self._meant.rule
+        if rule is not None and self._panel is None:
             count = len(self._meant.members)
             members = tuple(Pin(self._loaded, self._give, k, holds=False) for k in range(count))
-            self._panel = Panel(members, self._meant.rule)
+            self._panel = Panel(members, rule)
         return self._panel
 
     def prompt(self, backbone: Backbone) -> Prompt:
@@ -135,6 +136,7 @@ def ensemble_of(saved: Saved, backbone: Backbone, ids: Sequence[str], key: str =
         rule = saved.ensemble(backbone)
         for prompt in rule.prompts:
             prompt.injection()
+        _check_gate(rule, backbone)
     except IncipitError as error:
         raise ArtifactError(f"ensemble {saved.name!r} is not served: {error}") from error
     except Exception as error:
@@ -149,6 +151,21 @@ def ensemble_of(saved: Saved, backbone: Backbone, ids: Sequence[str], key: str =
     card = dict(saved.card) | {"recipe": saved.members[0].card.get("recipe", {})}
     size = sum(one.bytes for one in members)
     return Loaded(saved.name, key, card, rule.prompts, size, members=tuple(members), rule=rule)
+
+
+def _check_gate(rule: Ensemble, backbone: Backbone) -> None:
+    """PromptError for a gate that cannot read what this backbone embeds and scores."""
+    gate = rule.gate
+    if gate is None:
+        return
+    wide = gate.settings.space == "vocabulary"
+    if wide and isinstance(backbone, EncoderBackbone):
+        raise PromptError("an encoder has no vocabulary to write from, and its gate reads one")
+    if gate.hidden != backbone.geometry.hidden or (wide and gate.outputs != backbone.geometry.vocab):
+        raise PromptError(
+            f"its gate reads inputs of {gate.hidden} numbers and {gate.outputs} scores, the backbone has "
+            f"{backbone.geometry.hidden} and {backbone.geometry.vocab}: learn the weights on this backbone"
+        )
 
 
 def _check_sizes(read: Artifact) -> None:
