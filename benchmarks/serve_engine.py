@@ -29,6 +29,7 @@ class Version:
 
     name: str
     made: Prompt
+    panel: None = None
 
     @property
     def id(self) -> str:

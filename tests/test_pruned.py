@@ -106,6 +106,8 @@ def test_from_scores_to_an_artifact(
     assert bool((soft[~kept.spread()] == 0).all()) and bool((soft[kept.spread()] != 0).all())
     card = artifact.load(found.place).card
     assert card["pruned"]["kept"] == pruned.kept and card["pruned"]["numbers"] == 192
+    read_out = sum(t.numel() for n, t in tensors.items() if not n.endswith("soft"))
+    assert card["parameters"] == pruned.kept + read_out
     assert card["scores"]["test"] == pruned.test and card["pruned"]["from"] == "mood"
     assert found.record["parameters"] == pruned.kept and len(found.record["extra"]["scores"]["tokens"]) == 6
     assert files.read_bytes(found.figure)[:4] == b"\x89PNG"

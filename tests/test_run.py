@@ -78,6 +78,9 @@ def test_recipe_to_artifact_to_answer(tmp_path: Path, models: dict[str, str], fa
     (answer,) = predict(backbone, [prompt], [ask(found.task, "A fine film.")])
     assert answer.text in ("bad", "good") and sum(answer.probabilities.values()) == pytest.approx(1)
     assert found.card["scores"] == done.scores
+    told = [row["accuracy"] for row in done.outcome.history]
+    best = done.outcome.best_step
+    assert found.card["curve"] == {"metric": "accuracy", "steps": [2, 4], "scores": told, "best": best}
     assert Recipe.of({k: v for k, v in found.card["recipe"].items() if k != "seed"}).table() == chosen.table()
 
     (row,) = record.read(tmp_path / "run" / "record.jsonl")

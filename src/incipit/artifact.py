@@ -19,6 +19,7 @@ from torch import Tensor
 from incipit import files
 from incipit.errors import ArtifactError, StorageError
 from incipit.prompts import Prompt, build
+from incipit.prompts.masked import held_at_zero
 
 if TYPE_CHECKING:
     from incipit.backbones import Backbone
@@ -60,8 +61,7 @@ class Artifact:
     @property
     def digest(self) -> str:
         """sha256 of what it computes: the numbers, their form, the backbone. Names and scores do not count."""
-        parts = {k: self.card[k] for k in ("prompt", "tensors")}
-        return files.sha256_json(parts | {"backbone": self.card["backbone"]["fingerprint"]})
+        return digest_of(self.card)
 
     @property
     def size(self) -> int:
@@ -89,6 +89,12 @@ class Artifact:
         return prompt.to(backbone.device).eval()
 
 
+def digest_of(card: Mapping[str, Any]) -> str:
+    """The digest of an artifact, from its card alone: the card names the hash of every tensor."""
+    parts = {k: card[k] for k in ("prompt", "tensors")}
+    return files.sha256_json(parts | {"backbone": card["backbone"]["fingerprint"]})
+
+
 def differences(card: Mapping[str, Any], backbone: Backbone) -> list[str]:
     """What separates the backbone of a card from this one, in words; [] when they are the same."""
     found = []
@@ -112,13 +118,15 @@ def save(
     data: Mapping[str, Any] | None = None,
     pruned: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
+    curve: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> str:
     """Bake the prompt and write it, whole or not at all; returns the place.
 
     task: its text form (kind, input, words, metrics). scores: split -> metric -> value. data: "task" -> sha256 of
     its examples. pruned: how it was pruned, of a prompt that was. origin: how it came of other prompts, where no recipe
-    trained it. overwrite: replace an artifact that is there; nothing else is ever replaced.
+    trained it. curve: how it fared on validation by step, as `train.Outcome.curve` tells it. overwrite: replace an
+    artifact that is there; nothing else is ever replaced.
     """
     if overwrite:
         check_replaceable(place)
@@ -129,7 +137,7 @@ def save(
         "schema": SCHEMA,
         "name": name,
         "prompt": baked.spec(),
-        "parameters": sum(t.numel() for t in tensors.values()),
+        "parameters": sum(t.numel() for t in tensors.values()) - held_at_zero(baked),
         "tensors": {n: files.sha256_tensor(t) for n, t in tensors.items()},
         "backbone": {
             "name": backbone.name,
@@ -143,6 +151,7 @@ def save(
         "data": dict(data or {}),
         "versions": files.package_versions("incipit", "torch", "transformers"),
         **({"origin": dict(origin)} if origin else {}),
+        **({"curve": dict(curve)} if curve else {}),
     }
     if pruned:
         card["pruned"] = dict(pruned)

@@ -27,6 +27,7 @@ class Version:
     length: int = 4
     pins: int = 0
     released: int = 0
+    panel: None = None
 
     @property
     def id(self) -> str:

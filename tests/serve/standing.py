@@ -26,6 +26,7 @@ class Version:
     name: str
     made: Prompt
     card: dict[str, Any] = field(default_factory=lambda: {"task": {}})
+    panel: None = None
 
     @property
     def id(self) -> str:

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from tests.serve.simulated import Clock, run
 from tests.serve.standing import Version, alone, backbone, rows_of, soft, versions
 
-from incipit.backbones import Backbone, CausalBackbone, GenerateOptions
+from incipit.backbones import (
+    Backbone,
+    CausalBackbone,
+    EncoderDecoderBackbone,
+    GenerateOptions,
+    internals,
+    tiny,
+)
 from incipit.batch import Encoded, collate
 from incipit.injection import Injection
 from incipit.serve import check
@@ -73,6 +80,7 @@ def by_itself(b: Backbone, row: Row, steps: int) -> torch.Tensor:
         ("gemma2", "float32"),
         ("t5", "float32"),
         ("umt5", "float64"),
+        ("bart", "float32"),
     ],
 )
 @EXACT
@@ -116,7 +124,7 @@ def test_a_row_is_alone_whatever_joins_and_leaves(name: str, dtype: str, data: s
         assert list(ticket.tokens) == alone(b, row.ask.ids, version, options)
 
 
-@pytest.mark.parametrize("name", ["llama", "t5"])
+@pytest.mark.parametrize("name", ["llama", "t5", "bart"])
 def test_draws_are_those_of_generate_whatever_the_neighbours(name: str) -> None:
     b, known = backbone(name), versions(name)
     made, _ = engine(b)
@@ -146,7 +154,7 @@ def test_without_a_seed_each_answer_is_drawn_anew() -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "bart"])
 def test_candidates_are_scored_as_alone(name: str) -> None:
     b, known = backbone(name), versions(name)
-    made, _ = engine(b, batched=name != "bart")
+    made, _ = engine(b)
     ends = tuple(ids_of(b, n, 50 + n) for n in (1, 2, 3))
     inputs = tuple(ids_of(b, n, 70 + n) for n in (3, 4, 5))
     asks = [Ask(ids_of(b, 5 + i, i), version, Choose(ends)) for i, version in enumerate(known)]
@@ -177,7 +185,7 @@ def test_logprobs_are_the_models() -> None:
     assert sum(logs) == pytest.approx(whole, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama", "t5"])
+@pytest.mark.parametrize("name", ["llama", "t5", "bart"])
 def test_a_row_of_nan_ends_alone_and_leaves_a_clean_slot(name: str) -> None:
     b, known = backbone(name), versions(name)
     huge = soft(b, 3, 1)
@@ -260,14 +268,22 @@ def test_what_does_not_fit_the_model_is_too_long() -> None:
 class TestSelfCheck:
     """Batches are chosen where they are exact, not by name."""
 
-    @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "t5"])
+    @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", *tiny.names("encoder-decoder")])
     def test_batches_where_they_are_exact(self, name: str) -> None:
         executor, why = check.executor(backbone(name), rows=2, room=16)
         assert (executor.mode, why) == ("batched", "")
 
-    def test_rows_where_positions_are_learned(self) -> None:
+    def test_rows_where_positions_cannot_be_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As of M2M100, whose places are counted from the ids."""
+        monkeypatch.setattr(internals, "position_table", lambda decoder: None)
         executor, why = check.executor(backbone("bart"), rows=2, room=16)
-        assert executor.mode == "rows" and "no relative position bias" in why
+        assert (executor.mode, why) == ("rows", "a batch gives other logits than each row by itself")
+
+    def test_rows_where_attention_is_out_of_reach(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        b = backbone("bart")
+        assert isinstance(b, EncoderDecoderBackbone)
+        monkeypatch.setattr(b, "modules", {})
+        assert check.executor(b, rows=2, room=16)[1] == "its attention takes no keys and values"
 
     def test_rows_where_a_batch_gives_other_numbers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from incipit.backbones import slots

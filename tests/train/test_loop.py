@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 from incipit import files
 from incipit.batch import Batch, Encoded, collate
 from incipit.errors import Interrupted, TrainingError
-from incipit.train import OptimSettings, Trainee, fit
+from incipit.train import OptimSettings, Outcome, Trainee, fit
 from incipit.train.gradients import Parts
 
 
@@ -246,3 +247,17 @@ def test_rows_without_padding_stand_by_prompt() -> None:
     rows = [(k, Encoded((1,) * n)) for n in (3, 1) for k in (1, 0)]
     (part,) = Parts(waste=0).cut(rows)
     assert [(k, len(e.input_ids)) for k, e in part] == [(0, 1), (0, 3), (1, 1), (1, 3)]
+
+
+def test_a_curve_keeps_the_best_and_the_last_of_a_long_history() -> None:
+    values = [0.5] * 1000
+    values[333] = 0.9
+    rows = [{"step": 10 * (i + 1), "f1": v, "other": 0.0} for i, v in enumerate(values)]
+    rows[7]["f1"] = math.nan
+    found = Outcome("a", 10_000, 3340, 0.9, {"f1": 0.9}, rows).curve()
+    assert found["metric"] == "f1" and found["best"] == 3340
+    assert len(found["steps"]) == len(found["scores"]) <= 64 and found["steps"][-1] == 10_000
+    assert dict(zip(found["steps"], found["scores"], strict=True))[3340] == 0.9
+    assert Outcome("a", 4, 4, None, {}, []).curve() == {}
+    short = Outcome("a", 4, 2, 0.5, {}, [{"step": 2, "f1": 0.5}, {"step": 4, "f1": 0.25}]).curve()
+    assert short == {"metric": "f1", "steps": [2, 4], "scores": [0.5, 0.25], "best": 2}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -178,32 +179,62 @@ def bias_before(holder: Any, queries: int, length: int, keys: int) -> Tensor:
 
 
 def projected(modules: Sequence[Any], states: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Encoder states [K, P, H] -> keys and values [K, N, P, D] of each cross-attention. 5.23: T5Attention's k and v."""
+    """Encoder states [K, P, H] -> keys and values [K, N, P, D] of each cross-attention.
 
-    def heads(module: Any, layer: Any) -> Tensor:
-        flat: Tensor = layer(states)  # [K, P, N * D]
-        split: Tensor = flat.unflatten(2, (-1, module.key_value_proj_dim))
+    5.23: `k`, `v` and `key_value_proj_dim` in T5 and its kin; `k_proj`, `v_proj` and `head_dim` in BART and its.
+    """
+
+    def heads(module: Any, name: str) -> Tensor:
+        old = hasattr(module, name)
+        layer, size = (name, "key_value_proj_dim") if old else (f"{name}_proj", "head_dim")
+        flat: Tensor = getattr(module, layer)(states)  # [K, P, N * D]
+        split: Tensor = flat.unflatten(2, (-1, getattr(module, size)))
         return split.transpose(1, 2)
 
-    return tuple(heads(m, m.k) for m in modules), tuple(heads(m, m.v) for m in modules)
+    return tuple(heads(m, "k") for m in modules), tuple(heads(m, "v") for m in modules)
 
 
-def decoder_stream(decoder: Any, ids: Tensor, running: object) -> Tensor:
-    """Last states [M, H] of a decoder's rows, one token each [1, M]; all attention is left to `running`.
+def position_table(decoder: nn.Module) -> nn.Embedding | None:
+    """The table by which a decoder's tokens know their place, learned or of sines; None where it has none.
 
-    5.23: masks of four dimensions are taken as they are, and arguments unknown to T5's stack reach its attention. What
+    5.23: `embed_positions` of BART, mBART, PLBart, Pegasus, Marian, Blenderbot. Of M2M100 it is no table.
+    """
+    table = getattr(decoder, "embed_positions", None)
+    return table if isinstance(table, nn.Embedding) else None
+
+
+class _Placed(TorchFunctionMode):
+    """Within the block (of this thread) slot m of a row [1, M] is looked up in the table as if it stood at depth[m]."""
+
+    def __init__(self, table: nn.Embedding, depth: Tensor) -> None:
+        super().__init__()
+        self.weight, self.shift = table.weight, depth - torch.arange(len(depth), device=depth.device)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.embedding and args[1] is self.weight:
+            args = (args[0] + self.shift, *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+def decoder_stream(decoder: Any, ids: Tensor, depth: Tensor, running: object) -> Tensor:
+    """Last states [M, H] of a decoder's rows, one token each [1, M], at depth [M]; all attention is left to `running`.
+
+    5.23: masks of four dimensions are taken as they are, and arguments unknown to the decoder reach its attention. What
     it projects of the one encoder state is not read.
     """
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
-    weight = decoder.get_input_embeddings().weight
-    out: Tensor = decoder(
-        input_ids=ids,
-        attention_mask=mask,
-        encoder_hidden_states=weight.new_zeros(1, 1, weight.shape[1]),
-        encoder_attention_mask=mask,
-        use_cache=False,
-        incipit_stream=running,
-    ).last_hidden_state
+    weight, table = decoder.get_input_embeddings().weight, position_table(decoder)
+    with _Placed(table, depth) if table is not None else nullcontext():
+        out: Tensor = decoder(
+            input_ids=ids,
+            attention_mask=mask,
+            encoder_hidden_states=weight.new_zeros(1, 1, weight.shape[1]),
+            encoder_attention_mask=mask,
+            use_cache=False,
+            incipit_stream=running,
+        ).last_hidden_state
     return out[0]
 
 

@@ -4,14 +4,35 @@ from incipit.ensemble.answers import Answers, ask
 from incipit.ensemble.ensemble import GATED, METHODS, Comparison, Ensemble, compare
 from incipit.ensemble.learned import fit_gates
 from incipit.ensemble.rules import averaged, majority, mixed, oracle, vote
-from incipit.ensemble.saved import CARD, Saved, check_members, check_task, is_ensemble, load, save
-from incipit.ensemble.sesom import Cached, Gate, GateSettings, controls, from_answers, from_vocabulary
+from incipit.ensemble.saved import (
+    CARD,
+    TENSORS,
+    Saved,
+    assembled,
+    check_members,
+    check_task,
+    is_ensemble,
+    load,
+    parse_card,
+    save,
+)
+from incipit.ensemble.sesom import (
+    Cached,
+    Gate,
+    GateSettings,
+    controls,
+    from_answers,
+    from_ids,
+    from_vocabulary,
+    gated,
+)
 from incipit.ensemble.sources import prompts_for, worded
 
 __all__ = [
     "CARD",
     "GATED",
     "METHODS",
+    "TENSORS",
     "Answers",
     "Cached",
     "Comparison",
@@ -20,6 +41,7 @@ __all__ = [
     "GateSettings",
     "Saved",
     "ask",
+    "assembled",
     "averaged",
     "check_members",
     "check_task",
@@ -27,12 +49,15 @@ __all__ = [
     "controls",
     "fit_gates",
     "from_answers",
+    "from_ids",
     "from_vocabulary",
+    "gated",
     "is_ensemble",
     "load",
     "majority",
     "mixed",
     "oracle",
+    "parse_card",
     "prompts_for",
     "save",
     "vote",

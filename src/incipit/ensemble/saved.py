@@ -6,11 +6,14 @@ A place is relative to the ensemble's folder where both are local, so a library 
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from incipit import artifact, files
 from incipit.artifact import Artifact
@@ -18,7 +21,7 @@ from incipit.backbones import Backbone
 from incipit.ensemble.ensemble import GATED, METHODS, Ensemble
 from incipit.ensemble.sesom import Gate
 from incipit.ensemble.sources import prompts_for
-from incipit.errors import ArtifactError, DataError, StorageError
+from incipit.errors import ArtifactError, PromptError, StorageError
 
 SCHEMA = 1
 CARD, TENSORS, README = "ensemble.json", "ensemble.safetensors", "README.md"
@@ -97,9 +100,10 @@ def save(
     task: Mapping[str, Any],
     scores: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
+    curve: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Write the card, whole or not at all; returns the place.
+    """Write the card, whole or not at all; returns the place. curve: of a gate that was learned, as in a prompt's card.
 
     Raises ArtifactError for members that do not go together, StorageError where something else is at the place.
     """
@@ -114,12 +118,16 @@ def save(
         "method": ensemble.method,
         "weights": list(ensemble.weights),
         "members": [
-            {"name": m.name, "place": _relative(m.place, place), "sha256": m.digest} for m in members
+            {"name": m.name, "place": _relative(m.place, place), "sha256": m.digest, "length": p.length}
+            for m, p in zip(members, ensemble.prompts, strict=True)
         ],
+        "parameters": sum(int(m.card.get("parameters", 0)) for m in members)
+        + (sum(p.numel() for p in ensemble.gate.parameters()) if ensemble.gate is not None else 0),
         "backbone": dict(members[0].card["backbone"]),
         "task": dict(task),
         "scores": dict(scores or {}),
         "data": dict(data or {}),
+        **({"curve": dict(curve)} if curve else {}),
         "versions": files.package_versions("incipit", "torch", "transformers"),
     }
     tensors = {}
@@ -149,23 +157,44 @@ def load(place: files.PathLike, library: files.PathLike = "") -> Saved:
         raise ArtifactError(
             f"{str(place)!r} is no ensemble: {CARD} not found there; give a folder that `incipit ensemble` wrote"
         )
+    card = parse_card(files.content(Path(place) / CARD), str(place))
+    return assembled(place, card, lambda where, sha256: _found(where, sha256, library))
+
+
+def assembled(
+    place: files.PathLike, card: Mapping[str, Any], find: Callable[[str, str], Artifact | None]
+) -> Saved:
+    """The ensemble of a card that was read. find(where, sha256): what should be that member; None where nothing is."""
+    members = tuple(_member(row, place, find) for row in card["members"])
+    check_members(members)
+    return Saved(str(place), card, members, _gate(card, place))
+
+
+def parse_card(data: bytes, place: str) -> dict[str, Any]:
+    """An ensemble.json with its schema checked; ArtifactError for one of another version or with parts missing."""
     try:
-        card = files.read_json(Path(place) / CARD)
-    except DataError as error:
-        raise ArtifactError(f"{str(place)!r}: {error}") from error
+        card = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"{place!r}: {CARD} is not valid JSON: {error}; restore or rewrite the file"
+        ) from error
     lacking = [
         k for k, kind in _CARD.items() if not (isinstance(card, dict) and isinstance(card.get(k), kind))
     ]
+    if not lacking:
+        lacking = [f"backbone.{k}" for k in ("name", "hidden", "fingerprint") if k not in card["backbone"]]
+        lacking += [f"task.{k}" for k in ("kind",) if k not in card["task"]]
+        rows, wanted = card["members"], ("name", "place", "sha256")
+        whole = all(isinstance(m, dict) and all(isinstance(m.get(k), str) for k in wanted) for m in rows)
+        lacking += [] if whole else ["name, place and sha256 of a member"]
     if lacking:
-        raise ArtifactError(f"{str(place)!r}: {CARD} lacks {', '.join(lacking)}: write the ensemble again")
+        raise ArtifactError(f"{place!r}: {CARD} lacks {', '.join(lacking)}: write the ensemble again")
     if card.get("schema") != SCHEMA or card["method"] not in METHODS:
         raise ArtifactError(
-            f"{str(place)!r} was written by a newer incipit (schema {card.get('schema')}, method "
+            f"{place!r} was written by a newer incipit (schema {card.get('schema')}, method "
             f"{card['method']!r}): upgrade with pip install -U incipit"
         )
-    members = tuple(_member(one, place, library) for one in card["members"])
-    check_members(members)
-    return Saved(str(place), card, members, _gate(card, place))
+    return dict(card)
 
 
 def _gate(card: Mapping[str, Any], place: files.PathLike) -> Gate | None:
@@ -174,29 +203,31 @@ def _gate(card: Mapping[str, Any], place: files.PathLike) -> Gate | None:
         return None
     tensors = files.load_tensors(Path(place) / TENSORS)[0] if files.exists(Path(place) / TENSORS) else {}
     hashes = {n: files.sha256_tensor(t) for n, t in tensors.items()}
-    if "gate" not in card or hashes != card.get("tensors"):
+    finite = all(bool(t.isfinite().all()) for t in tensors.values())
+    if "gate" not in card or hashes != card.get("tensors") or not finite:
         raise ArtifactError(
             f"{str(place)!r}: {TENSORS} does not hold the numbers that {CARD} names: the folder was damaged or "
             "mixed up; copy it again from its source"
         )
-    gate = Gate.built(card["gate"])
-    gate.load_state_dict(tensors)
+    try:
+        with torch.device("meta"):  # a card may ask for any size; its numbers are there already
+            gate = Gate.built(card["gate"])
+        gate.load_state_dict({n: t.float() for n, t in tensors.items()}, assign=True)
+    except (PromptError, RuntimeError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{str(place)!r}: the numbers of its gate do not fit its card: copy it again from its source"
+        ) from error
     return gate.eval()
 
 
-def _member(row: Mapping[str, str], place: files.PathLike, library: files.PathLike) -> Artifact:
+def _member(
+    row: Mapping[str, str], place: files.PathLike, find: Callable[[str, str], Artifact | None]
+) -> Artifact:
     """The artifact that a row of the card names."""
     where = row["place"]
     if not files.is_remote(where):
         where = os.path.normpath(os.path.join(str(place), where))
-    found = None
-    if files.is_remote(where) or files.exists(Path(where) / artifact.CARD):
-        found = artifact.load(where)
-    if (found is None or found.digest != row["sha256"]) and library:
-        from incipit.library import entries
-
-        chosen = [e.artifact for e in entries(library) if e.artifact and e.artifact.digest == row["sha256"]]
-        found = chosen[0] if chosen else found
+    found = find(where, row["sha256"])
     if found is None:
         raise ArtifactError(
             f"{str(place)!r}: its member {row['name']!r} is not at {where!r}: put it back there, or write the "
@@ -207,6 +238,19 @@ def _member(row: Mapping[str, str], place: files.PathLike, library: files.PathLi
             f"{str(place)!r}: {where!r} is not the prompt {row['name']!r} that the ensemble was made of (another "
             "hash): restore that prompt, or write the ensemble again"
         )
+    return found
+
+
+def _found(where: str, sha256: str, library: files.PathLike) -> Artifact | None:
+    """What stands there, or else what has the hash in the library."""
+    found = None
+    if files.is_remote(where) or files.exists(Path(where) / artifact.CARD):
+        found = artifact.load(where)
+    if (found is None or found.digest != sha256) and library:
+        from incipit.library import entries
+
+        chosen = [e.artifact for e in entries(library) if e.artifact and e.artifact.digest == sha256]
+        found = chosen[0] if chosen else found
     return found
 
 

@@ -182,25 +182,41 @@ def from_vocabulary(
     return _cached(backbone, examples, settings, scores, torch.tensor(firsts))
 
 
+def from_ids(
+    backbone: Backbone, ids: Sequence[int], scores: Tensor, words: Tensor, settings: GateSettings
+) -> Cached:
+    """One sample by the ids of its input, as the sources scored it: scores [K, O], words [C]."""
+    inputs = _pooled(backbone, ids, settings.pool)[None]
+    return Cached(inputs, _scaled(scores[None], settings), words[None], torch.tensor([-1]))
+
+
 def _cached(
     backbone: Backbone, examples: Sequence[Example], settings: GateSettings, scores: Tensor, words: Tensor
 ) -> Cached:
-    scores = scores.log_softmax(dim=2) if settings.log_probabilities else scores
     choice = torch.tensor([-1 if e.choice is None else e.choice for e in examples])
-    return Cached(pooled(backbone, examples, settings.pool), scores, words, choice)
+    inputs = pooled(backbone, examples, settings.pool)
+    return Cached(inputs, _scaled(scores, settings), words, choice)
+
+
+def _scaled(scores: Tensor, settings: GateSettings) -> Tensor:
+    return scores.log_softmax(dim=2) if settings.log_probabilities else scores
 
 
 def pooled(backbone: Backbone, examples: Sequence[Example], pool: str) -> Tensor:
     """Max (or mean) over the embeddings of the input's tokens, prompt and padding left out: [B, H] float32."""
     found = []
-    with torch.no_grad():
-        for example in examples:
-            ids = question(backbone, example).input_ids
-            if not ids:
-                raise DataError(f"{example.source or 'an example'} has no input to weigh the sources by")
-            table = backbone.embed(ids).float()  # [T, H]
-            found.append((table.amax(dim=0) if pool == "max" else table.mean(dim=0)).cpu())
+    for example in examples:
+        ids = question(backbone, example).input_ids
+        if not ids:
+            raise DataError(f"{example.source or 'an example'} has no input to weigh the sources by")
+        found.append(_pooled(backbone, ids, pool))
     return torch.stack(found)
+
+
+def _pooled(backbone: Backbone, ids: Sequence[int], pool: str) -> Tensor:
+    with torch.no_grad():
+        table = backbone.embed(ids).float()  # [T, H]
+        return (table.amax(dim=0) if pool == "max" else table.mean(dim=0)).cpu()
 
 
 def _alike(examples: Sequence[Example]) -> int:

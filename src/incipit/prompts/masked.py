@@ -90,6 +90,14 @@ class Masked(RowPrompt):
         }
 
 
+def held_at_zero(prompt: Prompt) -> int:
+    """How many numbers of a prompt a mask holds at zero: they stand in its file, but are no choice of anybody's."""
+    inner: Prompt | None = prompt
+    while isinstance(inner, Framed | Isolated | Reading):
+        inner = inner.inner
+    return inner.mask.shape[0] * inner.width - inner.kept if isinstance(inner, Masked) else 0
+
+
 def check_mask(inner: Prompt, mask: Tensor) -> None:
     """PromptError for a mask that does not fit the rows, or that leaves nothing."""
     if not isinstance(inner, RowPrompt) or isinstance(inner, Masked):

@@ -6,6 +6,7 @@ import copy
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -32,6 +33,7 @@ class Learned(Ensembled):
 
     controls: dict[str, float]
     history: list[dict[str, float]]
+    curve: dict[str, Any]
 
 
 def learn(
@@ -80,7 +82,9 @@ def learn(
         backbone, mixture, examples, task.metrics, mode="rank", batch=batch, answers=answers
     )
     told = ensemble.controls(made, mixture.cached(backbone, answers, examples, batch), e.seed)
-    done = Learned(name or recipe.name, str(place), mixture, split, found, told, outcome.history)
+    done = Learned(
+        name or recipe.name, str(place), mixture, split, found, told, outcome.history, outcome.curve()
+    )
     if str(place):
         _write(done, members, backbone, task, e, overwrite)
     return done
@@ -204,5 +208,5 @@ def _write(
             named.append(artifact.load(where))
     ensemble.save(
         done.place, name=done.name, ensemble=done.ensemble, members=named, task=form, scores=done.scores,
-        data=data, overwrite=overwrite,
+        data=data, curve=done.curve, overwrite=overwrite,
     )  # fmt: skip

@@ -189,6 +189,7 @@ def keep(
             recipe=table,
             scores=scores,
             data=data,
+            curve=outcome.curve(),
             overwrite=True,
         )
     trained = sum(p.numel() for p in member.trainee.module.parameters() if p.requires_grad)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -169,7 +169,7 @@ class _Job:
             stage = "retrained" if member.name == "pruned" else "control"
             candidates.note(stage, member, outcome, own, tests[member.name])
         self._choose_plain()
-        return self._written(scores, mask, ratios, members[0])
+        return self._written(scores, mask, ratios, members[0], outcomes[0].curve())
 
     def _tested(
         self, members: Sequence[Member], mask: Tensor, ratios: tuple[float, float]
@@ -206,7 +206,14 @@ class _Job:
             best = max(plain, key=self.candidates.value)
             rows.append(replace(best, name=f"best of {len(plain)} plain", chosen=True))
 
-    def _written(self, scores: Scores, mask: Tensor, ratios: tuple[float, float], member: Member) -> Pruned:
+    def _written(
+        self,
+        scores: Scores,
+        mask: Tensor,
+        ratios: tuple[float, float],
+        member: Member,
+        curve: Mapping[str, Any],
+    ) -> Pruned:
         """The artifact, the record, the table and the figure."""
         rows = self.candidates.rows = [
             replace(
@@ -235,7 +242,7 @@ class _Job:
         if main:
             artifact.save(
                 place, prompt=prompt, backbone=self.backbone, name=self.name, task=text_form(self.task), recipe=table,
-                scores=splits, data=data, pruned=how, overwrite=True,
+                scores=splits, data=data, pruned=how, curve=curve, overwrite=True,
             )  # fmt: skip
         backbone = {
             "name": self.backbone.name,

@@ -113,6 +113,12 @@ class Ask:
     client: str = ""
     timeout: float | None = None
 
+    @property
+    def rows(self) -> int:
+        """Rows that it is in the batch: one for each member of an ensemble."""
+        panel = self.version.panel if self.version is not None else None
+        return len(panel.members) if panel is not None else 1
+
     def __post_init__(self) -> None:
         _check(("timeout", self.timeout, "above 0", self.timeout is None or self.timeout > 0))
 
@@ -144,10 +150,11 @@ class End:
 
     reason: "stop" an end token, a stop text, or choices scored; "length" max_new_tokens reached; "cancelled";
     "deadline"; "error" with `error` in words for the client. text: what was still held back. stopped_by: the stop text
-    or token id that ended it. shares: of each candidate, summing to 1 (Choose only), and logs: their
-    log-probabilities. prompt_tokens: positions of the prompt; input_tokens; new_tokens (the end token not counted).
-    waited: from submit to the first step; first_token: from submit to the first new token (0: none came); seconds: from
-    submit to the end.
+    or token id that ended it. shares: of each candidate, summing to 1 (Choose only), logs: their
+    log-probabilities, choice: the one that is taken (of an ensemble that votes, shares are of votes and may be equal).
+    prompt_tokens: positions of the prompt; input_tokens; new_tokens (the end token not counted); of an ensemble, of all
+    its members. waited: from submit to the first step; first_token: from submit to the first new token (0: none came);
+    seconds: from submit to the end.
     """
 
     reason: Reason
@@ -156,6 +163,7 @@ class End:
     stopped_by: str | int | None = None
     shares: tuple[float, ...] = ()
     logs: tuple[float, ...] = ()
+    choice: int | None = None
     prompt_tokens: int = 0
     input_tokens: int = 0
     new_tokens: int = 0

@@ -48,8 +48,8 @@ def why_not(backbone: Backbone) -> str:
     """Why rows of this backbone cannot share a pass; ""."""
     if isinstance(backbone, CausalBackbone) and not backbone.streams:
         return "its rows have to be padded (see the notes of the backbone)"
-    if isinstance(backbone, EncoderDecoderBackbone) and not backbone.holders:
-        return "its decoder has no relative position bias, as T5, mT5 and UMT5 have"
+    if isinstance(backbone, EncoderDecoderBackbone) and not {"decoder", "cross"} <= set(backbone.modules):
+        return backbone.geometry.why_no_sites or "its attention takes no keys and values"
     ids = (backbone.frequent_ids(64) or [0]) * 12
     rows = backbone.embed(ids[:6]).detach().cpu().float()
     versions = [None, *(_Probe(f"probe {n}", _prompt(backbone, rows[:n])) for n in (2, 5, 3))]
@@ -110,6 +110,10 @@ class _Probe:
     @property
     def length(self) -> int:
         return self.made.length
+
+    @property
+    def panel(self) -> None:
+        return None
 
     @property
     def card(self) -> Mapping[str, Any]:

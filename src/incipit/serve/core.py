@@ -15,6 +15,7 @@ from dataclasses import replace
 from incipit.errors import AskError, EngineDown, ServeError, TooLong
 from incipit.serve.asks import Ask, Choose, Delta, End, Event, Reason, Sampling, State, Ticket
 from incipit.serve.executor import CacheUse, Executor, Row, Scored, Took
+from incipit.serve.panel import voted
 from incipit.serve.scheduler import Job, Limits, Plan, Scheduler
 from incipit.serve.writing import Writing
 
@@ -55,6 +56,9 @@ class Core:
     def submit(self, ask: Ask) -> Ticket:
         """Queue a request. Raises AskError, TooLong, ClientLimit, Saturated."""
         with self.lock:
+            if ask.rows > 1 and isinstance(ask.do, Sampling):
+                self._check_votes(ask)
+                return voted(self.submit, ask)
             try:
                 job = self._job(ask)
             except ServeError as error:
@@ -64,6 +68,16 @@ class Core:
             self.jobs[job.ticket] = job
             self.work.notify_all()
         return job.ticket
+
+    def _check_votes(self, ask: Ask) -> None:
+        """AskError where a client could never have so many rows open as the ensemble has members."""
+        if ask.client and ask.rows > self.limits.client:
+            error = AskError(
+                f"an ensemble of {ask.rows} that writes needs {ask.rows} rows at once, a client has "
+                f"{self.limits.client} here: ask its members one by one"
+            )
+            self.refuse(error)
+            raise error
 
     def refuse(self, error: ServeError) -> None:
         """Count a request that is not taken."""
@@ -76,7 +90,7 @@ class Core:
             raise AskError("the input is empty: give it some text")
         if why := self.executor.fits(ask):
             raise TooLong(why)
-        cost = self.executor.cost(ask)
+        cost = self.executor.cost(ask) * ask.rows
         self.scheduler.check(ask.client, ask.task, cost, ask.timeout)
         seed = ask.do.seed if isinstance(ask.do, Sampling) else 0
         stop = ask.do.stop if isinstance(ask.do, Sampling) else ()
@@ -191,7 +205,9 @@ class Core:
             return self._ended(job, "error", scored.error)
         job.first = self.clock()
         ticket, end = self._ended(job, "stop")
-        return ticket, replace(end, shares=_shares(scored.logs), logs=scored.logs)
+        shares, choice = _shares(scored.logs), scored.choice
+        choice = shares.index(max(shares)) if choice is None else choice
+        return ticket, replace(end, shares=shares, logs=scored.logs, choice=choice)
 
     def _wrote(self, job: Job, took: Took, now: float, out: Out) -> None:
         """A row has a new token: hand it out, and end the row where it is over."""
@@ -234,8 +250,8 @@ class Core:
             text,
             error,
             stopped_by,
-            prompt_tokens=ask.version.length if ask.version is not None else 0,
-            input_tokens=len(ask.ids),
+            prompt_tokens=_length(ask),
+            input_tokens=len(ask.ids) * ask.rows,
             new_tokens=len(job.row.new),
             waited=(job.begun if job.begun is not None else now) - job.born,
             first_token=job.first - job.born if job.first is not None else 0.0,
@@ -298,6 +314,14 @@ class Nobody:
 
     def cache(self) -> CacheUse:
         return CacheUse()
+
+
+def _length(ask: Ask) -> int:
+    """Positions of the prompt; of an ensemble, of all its members."""
+    if ask.version is None:
+        return 0
+    panel = ask.version.panel
+    return sum(m.length for m in panel.members) if panel is not None else ask.version.length
 
 
 def _shares(logs: Sequence[float]) -> tuple[float, ...]:

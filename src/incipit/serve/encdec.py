@@ -27,8 +27,8 @@ from incipit.serve.scores import alike, scored
 class EncoderDecoderExecutor:
     """slots: rows at once. room: positions of prompt and input; answer: new tokens that a row may write.
 
-    batched: one decoder pass for all rows, where T5's relative positions make that possible; otherwise each row by
-    itself, its decoder read anew for every token.
+    batched: one decoder pass for all rows, whatever their depth, by T5's relative positions or by a table of positions
+    as BART's; otherwise each row by itself, its decoder read anew for every token.
     """
 
     chunks = False  # an encoder sees its input whole
@@ -55,8 +55,8 @@ class EncoderDecoderExecutor:
             where: Any = backbone.dtype, backbone.device
             self._own = {id(m): i for i, m in enumerate(backbone.modules["decoder"])}
             self._across = {id(m): i for i, m in enumerate(backbone.modules["cross"])}
-            holders = internals.bias_holders(backbone.modules["decoder"]) or []
-            self._holders = dict(zip(self._own, holders, strict=True))
+            holders = internals.bias_holders(backbone.modules["decoder"])
+            self._holders = dict(zip(self._own, holders, strict=True)) if holders else {}
             self._shelf = slots.Shelf(own, *where)
             self._slots = slots.Slots(own, rows, answer, *where)
             self._cross = slots.Slots(cross, rows, self.room, *where)
@@ -137,7 +137,9 @@ class EncoderDecoderExecutor:
                 known[id(holder), seen] = table[:, at].transpose(0, 1)[:, :, None]  # [B, N, 1, 1, S]
             return known[id(holder), seen]
 
-        laid, order, last, _ = slots.lay(self._slots, self._shelf, self._own, rows, bias)
+        laid, order, last, _ = slots.lay(
+            self._slots, self._shelf, self._own, rows, bias if self._holders else None
+        )
         held = [work[i][0].held for i in order]
         across = _Across(
             laid,
@@ -147,7 +149,8 @@ class EncoderDecoderExecutor:
             torch.tensor([h.kept["length"] for h in held], device=self.backbone.device),
         )
         ids = [work[i][0].new[-1] if work[i][0].new else self.backbone.start_id for i in order]
-        states = internals.decoder_stream(self.backbone.decoder, torch.tensor([ids]).to(last), across)
+        depth = torch.tensor([rows[i][1] for i in order]).to(last)
+        states = internals.decoder_stream(self.backbone.decoder, torch.tensor([ids]).to(last), depth, across)
         return self.backbone.head(states[last]), every
 
     def _name(self, row: Row) -> str | None:

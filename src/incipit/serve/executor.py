@@ -36,10 +36,12 @@ class Took:
 
 @dataclass(frozen=True)
 class Scored:
-    """log p of each candidate, or why there is none."""
+    """log p of each candidate, or why there is none. choice: the candidate that is taken, where it is not the likeliest
+    by these (an ensemble's vote ends ties by more than shares)."""
 
     logs: tuple[float, ...] = ()
     error: str = ""
+    choice: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from incipit import artifact, files
+from incipit import artifact, ensemble, files
 from incipit.artifact import CARD, TENSORS
 from incipit.backbones import Backbone
 from incipit.errors import IncipitError, StorageError, UnknownPrompt, nearest
@@ -32,13 +32,17 @@ class Index:
         if not files.is_remote(place) and not files.exists(place):
             raise StorageError(f"{place!r} does not exist; name a folder below which `incipit tune` wrote")
         try:
-            cards, tensors = (set(files.list_folders(place, name)) for name in (CARD, TENSORS))
+            cards, tensors, several = (
+                set(files.list_folders(place, name)) for name in (CARD, TENSORS, ensemble.CARD)
+            )
         except (OSError, ValueError, ImportError) as error:
             raise StorageError(f"listing {place!r} failed: {error}; check the address and access") from error
         index, known = Index(), dict[str, str]()
         for folder in sorted(cards | tensors):
             missing = [n for n, there in ((CARD, cards), (TENSORS, tensors)) if folder not in there]
             index.put(_entry(folder, missing, backbone, known))
+        for folder in sorted(several):
+            index.put(_several(folder, folder in cards | tensors, backbone, known))
         return index
 
     def put(self, entry: Listed) -> None:
@@ -125,19 +129,43 @@ def _entry(folder: str, missing: Sequence[str], backbone: Backbone, known: dict[
         card = artifact.parse_card(data, folder)
     except IncipitError as error:
         return Listed(last, digest(folder.encode()), folder, refused=str(error))
+    refused = _elsewhere("prompt", card, backbone, known)
+    return Listed(card["name"], digest(data), folder, card=short_card(card), refused=refused)
+
+
+def _several(folder: str, both: bool, backbone: Backbone, known: dict[str, str]) -> Listed:
+    """One folder of an ensemble as it is listed."""
+    last, key = folder.rstrip("/").rsplit("/", 1)[-1], digest(f"{folder}/{ensemble.CARD}".encode())
+    why = ""
+    if files.is_remote(folder):
+        why = f"{folder!r} is an ensemble on a bucket: they are read from a local library; copy it as a whole"
+    elif both:
+        why = f"{folder!r} holds a prompt and an ensemble: give each a folder of its own"
+    if why:
+        return Listed(last, key, folder, refused=why)
+    try:
+        data = files.content(f"{folder.rstrip('/')}/{ensemble.CARD}")
+        card = ensemble.parse_card(data, folder)
+    except IncipitError as error:
+        return Listed(last, key, folder, refused=str(error))
+    refused = _elsewhere("ensemble", card, backbone, known)
+    return Listed(card["name"], digest(data), folder, card=short_ensemble(card), refused=refused)
+
+
+def _elsewhere(what: str, card: Mapping[str, Any], backbone: Backbone, known: dict[str, str]) -> str:
+    """Why a card belongs to another backbone; ""."""
     base = repr(sorted(card["backbone"].items(), key=str))
     if base not in known:
         try:
             known[base] = "; ".join(artifact.differences(card["backbone"], backbone))
         except (AttributeError, TypeError):
             known[base] = "its card does not say on which"
-    refused = ""
-    if known[base]:
-        refused = (
-            f"prompt {card['name']!r} was trained on {card['backbone']['name']!r}, this server runs "
-            f"{backbone.name!r}: {known[base]}"
-        )
-    return Listed(card["name"], digest(data), folder, card=short_card(card), refused=refused)
+    if not known[base]:
+        return ""
+    return (
+        f"{what} {card['name']!r} was trained on {card['backbone']['name']!r}, this server runs {backbone.name!r}: "
+        f"{known[base]}"
+    )
 
 
 def digest(card: bytes) -> str:
@@ -151,13 +179,43 @@ def short_card(card: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "task": sys.intern(str(task.get("name", ""))),
         "kind": sys.intern(str(task["kind"])),
-        "words": tuple(sys.intern(str(w)) for w in task.get("words") or ()),
+        "words": tuple(sys.intern(w) for w in words_of(task)),
         "backbone": sys.intern(str(card["backbone"]["name"])),
         "parameters": card.get("parameters", 0),
         "prompt": sys.intern(str(prompt.get("kind", ""))),
         "length": _length(prompt),
         "scores": card.get("scores", {}),
     }
+
+
+def short_ensemble(card: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of an ensemble. needs: the hashes of its members."""
+    task, rows = card["task"], card["members"]
+    return {
+        "task": str(task.get("name", "")),
+        "kind": str(task["kind"]),
+        "words": words_of(task),
+        "backbone": sys.intern(str(card["backbone"]["name"])),
+        "parameters": card.get("parameters", 0),
+        "prompt": "ensemble",
+        "length": longest(rows),
+        "scores": card.get("scores", {}),
+        "method": card["method"],
+        "members": tuple(row["name"] for row in rows),
+        "needs": tuple(row["sha256"] for row in rows),
+    }
+
+
+def words_of(task: Mapping[str, Any]) -> tuple[str, ...]:
+    """Label words of a text form; a card may be a stranger's, so anything but a list of them counts as none."""
+    words = task.get("words")
+    return tuple(map(str, words)) if isinstance(words, list | tuple) else ()
+
+
+def longest(rows: Sequence[Mapping[str, Any]]) -> int:
+    """The length of an ensemble's longest member; 0 where the card does not say."""
+    lengths = [row.get("length") for row in rows]
+    return max((n for n in lengths if isinstance(n, int)), default=0)
 
 
 def _length(spec: Any) -> int:

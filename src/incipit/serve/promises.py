@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from incipit.serve.asks import Ask, Ticket
+    from incipit.serve.panel import Panel
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ class Listed:
     """A version as a listing shows it. id: 64 hex digits, the sha256 of its card (which holds the tensors' hashes).
 
     name: what clients ask for. aliases: other names for it now. current: whether `name` means this version.
-    card: name, task, kind, backbone, parameters, prompt kind and length, words, scores. refused: why it cannot be
-    served (damaged, another backbone, ...); "" when it can, or was not looked at closer yet.
+    card: name, task, kind, backbone, parameters, prompt kind and length, words, scores; of an ensemble also its method
+    and members. refused: why it cannot be served (damaged, another backbone, ...); "" when it can, or was not looked at
+    closer yet.
     """
 
     name: str
@@ -99,7 +101,7 @@ class Listed:
 
 
 class PinnedVersion(Protocol):
-    """One version of a prompt, loaded and held. A context manager: leaving it releases this pin."""
+    """One version of a prompt or an ensemble, loaded and held. A context manager: leaving it releases this pin."""
 
     @property
     def name(self) -> str:
@@ -111,7 +113,7 @@ class PinnedVersion(Protocol):
 
     @property
     def card(self) -> Mapping[str, Any]:
-        """The whole card.json."""
+        """The whole card.json; of an ensemble, ensemble.json with the recipe of its first member."""
 
     @property
     def form(self) -> Mapping[str, Any]:
@@ -119,7 +121,11 @@ class PinnedVersion(Protocol):
 
     @property
     def length(self) -> int:
-        """Positions that the prompt takes."""
+        """Positions that the prompt takes; of an ensemble, the most that one of its members takes."""
+
+    @property
+    def panel(self) -> Panel | None:
+        """Of an ensemble, its members and their rule; None for a prompt."""
 
     def again(self) -> PinnedVersion:
         """Another pin of the same version."""
@@ -151,14 +157,15 @@ class AnyStore(Protocol):
         """The whole card.json; raises like `pin`, but needs no tensors."""
 
     def add(self, files: Mapping[str, bytes], name: str = "") -> Listed:
-        """Put an uploaded artifact (card.json, prompt.safetensors) into the library; it becomes current for its name.
+        """Put an uploaded artifact (card.json, prompt.safetensors) or ensemble (ensemble.json, for some methods
+        ensemble.safetensors; its members are in the library) into the library; it becomes current for its name.
 
         Checked in full before it is written. The same bytes twice are one version. Raises ArtifactError.
         """
 
     def delete(self, name: str) -> int:
         """Forget a name with all its versions, or `name@id` alone; returns how many. Running requests keep theirs.
-        Raises UnknownPrompt; AskError while an alias points there."""
+        Raises UnknownPrompt; AskError while an alias points there, or an ensemble is made of it."""
 
     def alias(self, alias: str, target: str) -> Listed:
         """From now on `alias` means what `target` means now (its version is fixed). Atomic, kept on disk.

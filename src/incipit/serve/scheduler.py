@@ -60,7 +60,7 @@ class Job:
         """Input positions of its own."""
         ask = self.row.ask
         if isinstance(ask.do, Choose):
-            return max(1, *map(len, ask.do.inputs or (ask.ids,))) + sum(map(len, ask.do.ends))
+            return ask.rows * (max(1, *map(len, ask.do.inputs or (ask.ids,))) + sum(map(len, ask.do.ends)))
         return max(1, len(ask.ids))
 
 

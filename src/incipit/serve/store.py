@@ -1,102 +1,35 @@
 """The prompt store: a library folder of artifacts by name, version and alias; loaded on first use, held while read.
 
 A version is the sha256 of its card, which names the hash of every tensor: equal content is one version, wherever it
-lies. Which version a name means, and all aliases, stand in `store.json` beside the artifacts, written atomically. A
+lies. An ensemble is a version too: ensemble.json names the hash of each member, and these are prompts of the library.
+Which version a name means, and all aliases, stand in `store.json` beside the artifacts, written atomically. A
 library that fsspec addresses (s3://, hf://) is read only.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from incipit import artifact, files
+from incipit import artifact, ensemble, files
 from incipit.artifact import CARD, README, TENSORS, Artifact
 from incipit.backbones import Backbone
 from incipit.errors import ArtifactError, AskError, IncipitError, StorageError, UnknownPrompt, nearest
-from incipit.prompts import Prompt
 from incipit.serve.asks import Listed
-from incipit.serve.index import Index, digest, short_card
+from incipit.serve.index import Index, digest, short_card, short_ensemble
+from incipit.serve.versions import Loaded, Pin, ensemble_of, prompt_of
 
 STATE = "store.json"
 MAX_BYTES = 2**28
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_TAKEN = (CARD, TENSORS, README)
-_LARGEST = (
-    2**31
-)  # no number in a card that describes a prompt is larger: it would be memory, asked for by a stranger
-
-
-@dataclass(eq=False)
-class Loaded:
-    """A version in memory. pins: how many read it."""
-
-    name: str
-    id: str
-    card: Mapping[str, Any]
-    made: Prompt
-    bytes: int
-    pins: int = 0
-
-
-class Pin:
-    """A hold on a loaded version; see asks.PinnedVersion."""
-
-    def __init__(self, loaded: Loaded, give: Callable[[Loaded], None]) -> None:
-        self._loaded, self._give = loaded, give
-        self._held = threading.Lock()  # taken once it is released
-        loaded.pins += 1
-
-    @property
-    def name(self) -> str:
-        """The artifact's name."""
-        return self._loaded.name
-
-    @property
-    def id(self) -> str:
-        """64 hex digits."""
-        return self._loaded.id
-
-    @property
-    def card(self) -> Mapping[str, Any]:
-        """The whole card.json."""
-        return self._loaded.card
-
-    @property
-    def form(self) -> Mapping[str, Any]:
-        """The text form."""
-        form: Mapping[str, Any] = self._loaded.card["task"]
-        return form
-
-    @property
-    def length(self) -> int:
-        """Positions of the prompt."""
-        return self._loaded.made.length
-
-    def prompt(self, backbone: Backbone) -> Prompt:
-        """The prompt, on the backbone of the store."""
-        return self._loaded.made
-
-    def again(self) -> Pin:
-        """Another pin of the same version, which is held by this one."""
-        return Pin(self._loaded, self._give)
-
-    def release(self) -> None:
-        """Let go; free to call twice."""
-        if self._held.acquire(blocking=False):
-            self._give(self._loaded)
-
-    def __enter__(self) -> Pin:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
+_TAKEN = {CARD: (CARD, TENSORS, README), ensemble.CARD: (ensemble.CARD, ensemble.TENSORS, README)}
 
 
 class Store:
@@ -135,13 +68,14 @@ class Store:
         return self._card(entry)
 
     def _card(self, entry: Listed) -> dict[str, Any]:
-        data = files.content(f"{entry.place.rstrip('/')}/{CARD}")
+        several = "members" in entry.card
+        data = files.content(f"{entry.place.rstrip('/')}/{ensemble.CARD if several else CARD}")
         if digest(data) != entry.id:
             raise ArtifactError(
                 f"prompt {entry.name!r} was changed on disk after the server had read its card; upload it again, or "
                 "have the library read again"
             )
-        return artifact.parse_card(data, entry.place)
+        return ensemble.parse_card(data, entry.place) if several else artifact.parse_card(data, entry.place)
 
     def alias(self, alias: str, target: str) -> Listed:
         """Make `alias` mean the version that `target` means now."""
@@ -172,33 +106,42 @@ class Store:
     def add(self, uploaded: Mapping[str, bytes], name: str = "") -> Listed:
         """Write an uploaded artifact into the library, once it has been read, checked and built."""
         self._writable()
-        strangers = sorted(set(uploaded) - set(_TAKEN))
+        kind = ensemble.CARD if ensemble.CARD in uploaded else CARD
+        strangers = sorted(set(uploaded) - set(_TAKEN[kind]))
         if strangers:
             raise ArtifactError(
-                f"{', '.join(map(repr, strangers))}: an artifact is {CARD} and {TENSORS}; pickles and other files are "
-                "never read"
+                f"{', '.join(map(repr, strangers))}: an artifact is {CARD} and {TENSORS}, an ensemble {ensemble.CARD} "
+                f"and {ensemble.TENSORS}; pickles and other files are never read"
             )
         with files.scratch_folder(uploaded) as folder:
-            read = artifact.load(folder)
-            read = replace(read, place="the upload")
+            read, short = self._uploaded(folder, uploaded, kind)
             _check_name(read.name, ArtifactError)
             if name and name != read.name:
                 raise ArtifactError(
                     f"the card says {read.name!r}, the request {name!r}: upload it under its own, then set an alias"
                 )
-            self._built(read)
-            key = digest(uploaded[CARD])
+            key = digest(uploaded[kind])
             with self._lock:
                 if read.name in self._index.aliases:
                     raise ArtifactError(f"{read.name!r} is an alias here: delete that first")
                 target = f"{self.place.rstrip('/')}/{read.name}/{key[:16]}"
                 if key not in self._index.entries:
                     files.copy_folder(folder, target)
-                    self._index.put(Listed(read.name, key, target, card=short_card(read.card)))
+                    self._index.put(Listed(read.name, key, target, card=short))
                 current = {**self._index.current, read.name: key}
                 self._save(self._index.aliases, current)
                 self._index.current = current
                 return self._index.listed(key)
+
+    def _uploaded(self, folder: Path, given: Mapping[str, bytes], kind: str) -> tuple[Loaded, dict[str, Any]]:
+        """What was uploaded, built as it will be when it is asked for; and its line in a listing."""
+        if kind == CARD:
+            read = artifact.load(folder)
+            return prompt_of(replace(read, place="the upload"), self.backbone), short_card(read.card)
+        card = ensemble.parse_card(given[kind], "the upload")
+        if differs := artifact.differences(card["backbone"], self.backbone):
+            raise ArtifactError(f"ensemble {card['name']!r} is of another backbone: {'; '.join(differs)}")
+        return self._ensemble(str(folder), card), short_ensemble(card)
 
     def delete(self, name: str) -> int:
         """Forget a name or a version of it, and remove its files; what runs keeps what it has in memory."""
@@ -213,12 +156,25 @@ class Store:
                     raise AskError(
                         f"alias {told[0]!r} means {entry.name}@{entry.id[:12]}: move or forget it first"
                     )
+            self._check_needs(gone)
             for entry in gone:
                 self._index.drop(entry.id)
             self._save(self._index.aliases, self._index.current)
             for entry in gone:
                 files.remove_folder(entry.place)
             return len(gone)
+
+    def _check_needs(self, gone: Sequence[Listed]) -> None:
+        """AskError where an ensemble that stays is made of one of these."""
+        keys = {entry.id for entry in gone}
+        whole = [e for e in self._index.entries.values() if "needs" in e.card and e.id not in keys]
+        for entry in gone if whole else ():
+            own = self._digest(entry) if "members" not in entry.card else ""
+            for other in whole:
+                if own and own in other.card["needs"]:
+                    raise AskError(
+                        f"ensemble {other.name!r} is made of {entry.name}@{entry.id[:12]}: delete that first"
+                    )
 
     # -- loading ---------------------------------------------------------------------------------------------------
 
@@ -249,8 +205,7 @@ class Store:
     def _load(self, entry: Listed, future: Future[Loaded]) -> None:
         """Fill a future with a version, or with why it cannot be had."""
         try:
-            self._card(entry)
-            loaded = self._built(artifact.load(entry.place), entry.id)
+            loaded = self._read(entry)
         except BaseException as error:
             with self._lock:
                 del self._under_way[entry.id]
@@ -264,20 +219,37 @@ class Store:
             del self._under_way[entry.id]
         future.set_result(loaded)
 
-    def _built(self, read: Artifact, key: str = "") -> Loaded:
-        """An artifact as a prompt on the backbone; ArtifactError for whatever is wrong with it."""
-        if (largest := _largest(read.card["prompt"])) > _LARGEST:
-            raise ArtifactError(f"{read.place!r}: its card asks for {largest} of something; it was made up")
+    def _read(self, entry: Listed) -> Loaded:
+        """What an entry names, read and built."""
+        card = self._card(entry)
+        if "members" not in entry.card:
+            return prompt_of(artifact.load(entry.place), self.backbone, entry.id)
+        return self._ensemble(entry.place, card, entry.id)
+
+    def _ensemble(self, place: str, card: Mapping[str, Any], key: str = "") -> Loaded:
+        """An ensemble whose members are prompts of this library, where its card says or elsewhere by their hash."""
+        ids: list[str] = []
+
+        def find(where: str, sha256: str) -> Artifact | None:
+            with self._lock:
+                prompts = [e for e in self._index.entries.values() if "members" not in e.card]
+            there = [e for e in prompts if os.path.normpath(e.place) == where]
+            others = (e for e in prompts if not e.refused and self._digest(e) == sha256)
+            found = next((e for e in there if self._digest(e) == sha256), None) or next(others, None)
+            found = found or (there[0] if there else None)
+            if found is None:
+                return None
+            ids.append(found.id)
+            return artifact.load(found.place)
+
+        return ensemble_of(ensemble.assembled(place, card, find), self.backbone, ids, key)
+
+    def _digest(self, entry: Listed) -> str:
+        """What a prompt's card says that it computes; "" of one that cannot be read."""
         try:
-            prompt = read.prompt(self.backbone)
-            prompt.injection()
-        except IncipitError as error:
-            raise ArtifactError(f"prompt {read.name!r} is not served: {error}") from error
-        except Exception as error:  # a card is a stranger's: whatever it leads to is its fault
-            raise ArtifactError(
-                f"prompt {read.name!r} is not served: its card describes no prompt ({type(error).__name__})"
-            ) from error
-        return Loaded(read.name, key, read.card, prompt, read.size)
+            return artifact.digest_of(self._card(entry))
+        except IncipitError:
+            return ""
 
     def _give(self, loaded: Loaded) -> None:
         with self._lock:
@@ -320,12 +292,3 @@ def _check_name(name: str, kind: type[IncipitError]) -> None:
         raise kind(
             f"{name[:120]!r} is no name here: use letters, digits, '.', '_' and '-', at most 100 of them"
         )
-
-
-def _largest(value: Any) -> int:
-    """The largest whole number within a JSON value."""
-    if isinstance(value, Mapping):
-        return max((_largest(v) for v in value.values()), default=0)
-    if isinstance(value, list):
-        return max((_largest(v) for v in value), default=0)
-    return abs(value) if isinstance(value, int) else 0

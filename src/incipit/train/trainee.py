@@ -15,6 +15,7 @@ from incipit.train.checkpoint import State
 from incipit.train.optim import Optimiser, OptimSettings
 from incipit.train.stream import Stream
 
+POINTS = 64  # of a curve that is kept with what was trained
 REMEDY = "Try a smaller lr, clip_norm = 1, or float32; the last checkpoint is from before this step"
 
 
@@ -79,6 +80,29 @@ class Outcome:
     best_score: float | None
     scores: dict[str, float]
     history: list[dict[str, Any]]
+
+    def curve(self) -> dict[str, Any]:
+        """THE metric on the dev split by step, at most POINTS of it, the best and the last among them; {} without any.
+
+        {"metric": name, "steps": [...], "scores": [...], "best": step}
+        """
+        names = [name for row in self.history[:1] for name in row if name != "step"]
+        rows = [row for row in self.history if names and math.isfinite(row[names[0]])]
+        if not rows:
+            return {}
+        stride = -(-len(rows) // (POINTS - 2))
+        kept = [
+            row
+            for i, row in enumerate(rows)
+            if i % stride == 0 or i == len(rows) - 1 or row["step"] == self.best_step
+        ]
+        scores = [float(row[names[0]]) for row in kept]
+        return {
+            "metric": names[0],
+            "steps": [row["step"] for row in kept],
+            "scores": scores,
+            "best": self.best_step,
+        }
 
 
 class Runner:

@@ -103,6 +103,7 @@ class FakeVersion:
     pins: list[int] = field(default_factory=lambda: [0])
     length: int = 4
     released: bool = False
+    panel: None = None
 
     @property
     def name(self) -> str:

@@ -95,7 +95,7 @@ def test_the_page_runs(
     finally:
         background.stop()
     said = capsys.readouterr().out
-    assert "2 prompts over" in said and "'items', 'mood'" in said and "End(" in said
+    assert "6 prompts over" in said and "'items', 'mood', 'moods'" in said and "End(" in said
 
 
 def run(words: list[str], background: Background) -> None:

@@ -127,6 +127,51 @@ def test_a_card(chromium: Any, listen: Any, site: Any) -> None:
         assert "bad, good" in said and "test accuracy" in said and "0.8750" in said and "4 rows" in said
 
 
+CURVE = {"metric": "accuracy", "steps": [10, 20, 30], "scores": [0.5, 0.875, 0.75], "best": 20}
+MASK = {
+    "kind": "masked",
+    "mask": ["11", "00", "10"],
+    "removed": False,
+    "inner": {"kind": "input", "length": 3},
+}
+
+
+def test_figures_of_a_card_are_read_by_eye_and_by_keyboard(chromium: Any, listen: Any, site: Any) -> None:
+    site.store.versions["mood"].card.update(curve=CURVE, prompt={"kind": "framed", "inner": MASK})
+    site.store.versions["pair"].card.update(
+        curve=CURVE | {"metric": "<b>f1", "steps": ["x", 20, 30], "scores": [1, 0.5, 0.5]},
+        method="weighted", members=[{"name": "one"}, {"name": "two"}], weights=[0.5, 2],
+    )  # fmt: skip
+    with opened(chromium, listen, site) as page:
+        item = page.locator("#prompts > li").filter(has=page.get_by_role("checkbox", name="mood", exact=True))
+        item.get_by_text("card").click()
+        item.get_by_text("taken at step 20: 0.8750").wait_for()
+        assert "2 of 3 tokens, 3 of 6 pieces kept, the others zero" in item.inner_text()
+        curve, mask = item.locator("figure svg").all()
+        named = curve.get_attribute("aria-label")
+        assert "from 0.50 to 0.88; step 20: 0.8750 was taken" in named
+        way = [point.split(",") for point in curve.locator("polyline").get_attribute("points").split()]
+        heights = [float(y) for _, y in way]
+        assert heights[1] < heights[2] < heights[0], "a higher score stands higher"
+        assert [p.get_attribute("d").count("M") for p in mask.locator("path").all()] == [3, 3]
+        curve.focus()
+        page.keyboard.press("ArrowRight")
+        item.get_by_text("step 30: 0.7500").wait_for()
+        page.keyboard.press("Home")
+        item.get_by_text("step 10: 0.5000").wait_for()
+        page.keyboard.press("Tab")
+        item.get_by_text("taken at step 20: 0.8750").wait_for()
+        pair = page.locator("#prompts > li").filter(has=page.get_by_role("checkbox", name="pair", exact=True))
+        pair.get_by_text("card").click()
+        pair.get_by_text("one × 0.5, two × 2").wait_for()
+        said = pair.inner_text()
+        assert "weighted mean of the scores" in said
+        assert (
+            "<b>f1 on validation" in said and "taken at step 20: 0.5000" in said
+        )  # a stranger's card, as text
+        assert pair.locator("figure").count() == 1 and pair.locator("figure b").count() == 0
+
+
 def test_errors_are_shown_where_they_belong(chromium: Any, listen: Any, site: Any) -> None:
     with opened(chromium, listen, site) as page:
         page.get_by_role("checkbox", name="pair", exact=True).check()

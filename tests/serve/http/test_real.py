@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +13,12 @@ import pytest
 import torch
 
 from incipit import artifact
-from incipit.backbones import Backbone
+from incipit.backbones import Backbone, GenerateOptions
+from incipit.decode import predict
+from incipit.ensemble import Ensemble, Saved, load, prompts_for, save
 from incipit.prompts import InputPrompt
+from incipit.questions import ask as question
+from incipit.serve.client import Client
 from incipit.serve.engine import Engine
 from incipit.serve.http.app import Options, make_app
 from incipit.serve.http.keys import Keys
@@ -22,6 +27,8 @@ from incipit.serve.store import Store
 
 KEY = "0123456789abcdef"
 PATIENCE = 60
+DECODE = {"decode": {"max_new_tokens": 4}}
+FREE = {"kind": "text", "input": "{text}", "name": "said"}
 TASK = {"kind": "classification", "input": "Review: {text}", "words": ["bad", "good"]}
 
 
@@ -127,3 +134,107 @@ def test_a_long_list_needs_no_more_than_the_queue_has(
     reply = client.post("/v1/classify", json={"model": "mood", "input": ["fine"] * 100})
     assert reply.status_code == 200, json.dumps(reply.json())
     assert len({round(row["probabilities"]["good"], 5) for row in reply.json()["data"]}) == 1
+
+
+class TestEnsembles:
+    """Models like all others: listed, asked by name, told apart; and the same answers as on the command line."""
+
+    @pytest.fixture
+    def places(self, tmp_path: Path, llama: Backbone) -> Path:
+        for seed, name in enumerate("abc"):
+            for task, folder in ((TASK, name), (FREE, f"free-{name}")):
+                rows = torch.randn(
+                    3, llama.geometry.hidden, generator=torch.Generator().manual_seed(seed + 10)
+                )
+                prompt = InputPrompt(llama.geometry, 3, rows=rows)
+                artifact.save(
+                    tmp_path / "library" / folder, prompt=prompt, backbone=llama, name=folder, task=task,
+                    recipe=DECODE,
+                )  # fmt: skip
+        for name, method, parts, task in (
+            ("moods", "vote", "abc", TASK), ("mixed", "logits", "abc", TASK),
+            ("says", "vote", ("free-a", "free-b", "free-c"), FREE),
+        ):  # fmt: skip
+            members = [artifact.load(tmp_path / "library" / part) for part in parts]
+            made = Ensemble(prompts_for(members, llama, task.get("words", ())), method)
+            save(
+                tmp_path / "library" / name, name=name, ensemble=made, members=members, task=task,
+                scores={"test": {"accuracy": 0.75}},
+            )  # fmt: skip
+        return tmp_path / "library"
+
+    @pytest.fixture
+    def url(self, places: Path, llama: Backbone, listen: Any) -> Iterator[str]:
+        engine = Engine(llama, rows=8, room=100)
+        gate = make_app(engine, Store(places, llama), Options(admin=Keys.of([KEY], "admin")))
+        with listen(gate) as (url, _):
+            while httpx.get(f"{url}/readyz", timeout=PATIENCE).status_code != 200:
+                engine.drained(0.05)
+            yield url
+
+    def test_all_of_it(self, url: str, places: Path, llama: Backbone) -> None:
+        said = httpx.get(f"{url}/v1/models", timeout=PATIENCE).json()["data"]
+        about = {one["id"]: one["incipit"] for one in said}
+        assert about["moods"] | {"scores": 0} == {
+            "task": "", "kind": "classification", "words": ["bad", "good"], "parameters": 288, "prompt": "ensemble",
+            "length": 3, "scores": 0, "method": "vote", "members": ["a", "b", "c"], "alias": False,
+        }  # fmt: skip
+        assert "method" not in about["a"]
+        card = httpx.get(f"{url}/v1/models/mixed", timeout=PATIENCE).json()["incipit"]
+        assert card["form"] == TASK and card["members"] == ["a", "b", "c"] and card["length"] == 3
+
+        client, texts = Client(url), ["a fine film", "dull", "red", "no"]
+        asked = [(text, "") for text in texts]
+        pairs = [(i, k) for i in range(4) for k in range(4)]
+        names = ["moods", "mixed", "says", "a"]
+        found = client.predict([client.prompt(name) for name in names], asked, pairs)
+        for (i, k), ours in zip(pairs, found, strict=True):
+            saved = artifact.load(places / "a") if k == 3 else load(places / names[k])
+            example, way = [question(saved.task, texts[i])], GenerateOptions(4)
+            if isinstance(saved, Saved):
+                (theirs,) = saved.ensemble(llama).predict(llama, example, options=way)
+            else:
+                (theirs,) = predict(llama, [saved.prompt(llama)], example, options=way)
+            assert ours.text == theirs.text.strip()
+            assert ours.probabilities == pytest.approx(theirs.probabilities, abs=1e-5)
+
+        def post(path: str, **body: Any) -> httpx.Response:
+            return httpx.post(f"{url}{path}", json=body, timeout=PATIENCE)
+
+        reply = post("/v1/classify", model="moods", input="dull")
+        assert reply.json()["system_fingerprint"].startswith("moods@")
+        one = post("/v1/classify", model="a", input="dull").json()["usage"]["prompt_tokens"]
+        assert reply.json()["usage"]["prompt_tokens"] == 3 * one
+        whole = post("/v1/completions", model="says", prompt="red", n=2, temperature=1.0, seed=1)
+        assert len(whole.json()["choices"]) == 2
+        lines = post("/v1/completions", model="says", prompt="red", stream=True).text.splitlines()
+        texts = [json.loads(line[6:])["choices"][0]["text"] for line in lines if line.startswith("data: {")]
+        alone = post("/v1/completions", model="says", prompt="red").json()["choices"][0]["text"]
+        assert texts == [alone, ""]
+        for path, body, words in (
+            (
+                "/v1/completions",
+                {"model": "mixed", "prompt": "red"},
+                r"mixes scores of label words \(logits\)",
+            ),
+            ("/v1/completions", {"model": "says", "prompt": "red", "logprobs": 0}, "votes on whole texts"),
+        ):
+            reply = post(path, **body)
+            assert reply.status_code == 422
+            assert re.search(words, reply.json()["error"]["message"]), reply.text
+        reply = post("/v1/classify", model="says", input="red")
+        assert reply.status_code == 400 and "writes free text" in reply.json()["error"]["message"]
+
+    def test_upload(self, url: str, places: Path) -> None:
+        text = (places / "mixed" / "ensemble.json").read_text().replace('"mixed"', '"again"')
+        files = {"ensemble.json": base64.b64encode(text.encode()).decode()}
+        with httpx.Client(
+            base_url=url, timeout=PATIENCE, headers={"authorization": f"Bearer {KEY}"}
+        ) as client:
+            reply = client.post("/v1/prompts", json={"files": files})
+            assert reply.status_code == 201 and reply.json()["incipit"]["method"] == "logits", reply.text
+            both = [client.post("/v1/classify", json={"model": m, "input": "dull"}).json()["data"][0]
+                    for m in ("mixed", "again")]  # fmt: skip
+            assert both[0]["probabilities"] == pytest.approx(both[1]["probabilities"], abs=1e-6)
+            reply = client.delete("/v1/prompts/a")
+            assert reply.status_code == 400 and "is made of a@" in reply.json()["error"]["message"]

@@ -89,7 +89,7 @@ def _labels(
 ) -> dict[str, Any]:
     data = []
     for index, (choices, end) in enumerate(zip(words, ends, strict=True)):
-        best = max(range(len(end.shares)), key=end.shares.__getitem__)
+        best = max(range(len(end.shares)), key=end.shares.__getitem__) if end.choice is None else end.choice
         shares = dict(zip(choices, end.shares, strict=True))
         data.append({"index": index, "label": choices[best], "probabilities": shares, "seconds": end.seconds})
     return {

@@ -108,7 +108,7 @@ def _sound(text: str) -> None:
 
 def completions(reader: Reader, body: CompletionBody, version: PinnedVersion | None, new: int) -> list[Ask]:
     """One Ask for each prompt and each of its n answers, in that order. new: max_tokens where none is given."""
-    _must_write(reader, version)
+    _must_write(reader, version, body.logprobs is not None)
     asked = body.prompt
     many: Sequence[Any] = (
         [asked] if isinstance(asked, str) or (asked and isinstance(asked[0], int)) else asked
@@ -129,7 +129,7 @@ def completions(reader: Reader, body: CompletionBody, version: PinnedVersion | N
 
 def chat(reader: Reader, body: ChatBody, version: PinnedVersion | None, new: int) -> list[Ask]:
     """One Ask for each of the n answers."""
-    _must_write(reader, version)
+    _must_write(reader, version, bool(body.logprobs))
     if not reader.chats:
         said = f"the tokenizer of {reader.backbone.name!r} has no chat template: ask /v1/completions"
         raise Refusal(400, said, code="no_chat_template", param="messages")
@@ -186,10 +186,20 @@ def _times(
     return [Ask(row, version, one, task=task) for row in rows for one in ways]
 
 
-def _must_write(reader: Reader, version: PinnedVersion | None) -> None:
+def _must_write(reader: Reader, version: PinnedVersion | None, logprobs: bool) -> None:
     if not reader.writes:
         said = f"the backbone {reader.backbone.name!r} is an encoder and writes no text: ask /v1/classify"
         raise Refusal(400, said, code="not_supported_by_model", param="model")
+    panel = version.panel if version is not None else None
+    if version is not None and panel is not None and not panel.votes:
+        said = (
+            f"ensemble {version.name!r} mixes scores of label words ({panel.rule.method}) and writes no text: ask "
+            "/v1/classify"
+        )
+        raise Refusal(422, said, code="not_supported_by_model", param="model")
+    if version is not None and panel is not None and logprobs:
+        said = f"ensemble {version.name!r} votes on whole texts, which have no log-probabilities: leave logprobs out"
+        raise Refusal(422, said, code="unsupported_parameter", param="logprobs")
 
 
 def _in_form(reader: Reader, text: Any, version: PinnedVersion | None) -> tuple[int, ...]:

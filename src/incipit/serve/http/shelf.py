@@ -15,6 +15,7 @@ from incipit.serve.asks import Listed
 from incipit.serve.http.refusals import Json, Refusal, documented
 from incipit.serve.http.rounds import Desk
 from incipit.serve.http.shapes import AliasBody, UploadBody
+from incipit.serve.index import longest, words_of
 
 SHORT = 12  # digits of a version's id, where it is shown
 Named = Annotated[str, Path(max_length=300)]
@@ -107,6 +108,7 @@ def router(desk: Desk) -> APIRouter:
             "form": card["task"],
             "versions": card.get("versions", {}),
             "data": card.get("data", {}),
+            **_figures(card),
         }
         return Json(told)
 
@@ -226,15 +228,41 @@ def _prompt(listed: Listed) -> dict[str, Any]:
 
 def _about(card: Mapping[str, Any]) -> dict[str, Any]:
     """A card, or the short one of a listing, without recipe (which may hold paths of who trained it)."""
-    task, prompt, words = card.get("task"), card.get("prompt"), card.get("words")
+    task, prompt = card.get("task"), card.get("prompt")
     form = task if isinstance(task, Mapping) else {}
     shape = prompt if isinstance(prompt, Mapping) else {}
     return {
         "task": form.get("name", "") if form else str(task or ""),
         "kind": str(form.get("kind") or card.get("kind") or ""),
-        "words": list(form.get("words") or words or ()),
+        "words": list(words_of(form) or words_of(card)),
         "parameters": card.get("parameters", 0),
         "prompt": str(shape.get("kind", "")) if shape else str(prompt or ""),
         "length": shape.get("length", card.get("length")),
         "scores": card.get("scores") or {},
+        **_several(card),
     }
+
+
+def _figures(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What a page can draw of a card: how training went, and which pieces of which rows a mask keeps."""
+    found: dict[str, Any] = {}
+    curve, shape = card.get("curve"), card.get("prompt")
+    if isinstance(curve, Mapping):
+        found["curve"] = dict(curve)
+    while isinstance(shape, Mapping):
+        if isinstance(shape.get("mask"), list):
+            found["mask"] = {"rows": shape["mask"], "removed": bool(shape.get("removed"))}
+        shape = shape.get("inner")
+    return found
+
+
+def _several(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What an ensemble has besides: how it is mixed, of whom."""
+    members, weights = card.get("members"), card.get("weights")
+    weights = list(weights) if isinstance(weights, list) else []
+    if not isinstance(members, list | tuple):
+        return {}
+    names = [str(one["name"]) if isinstance(one, Mapping) else str(one) for one in members]
+    whole = [one for one in members if isinstance(one, Mapping)]
+    more = {"prompt": "ensemble", "length": longest(whole)} if whole else {}
+    return {"method": card["method"], "members": names} | more | ({"weights": weights} if weights else {})
