@@ -3,10 +3,12 @@
 cd DATA && python PATH/studies/sesom2023/run.py --folder RUNS [--target cr] [--shots 16] [--draw 0]
 
 A cell is a target, a number of shots a class and a draw of them. Its rows: a prompt tuned on the shots, the sources as
-they are ("raw") and tuned further on the shots ("adapted"), mixed in every way, and ATTEMPT.
+they are ("raw") and tuned further on the shots ("adapted"), mixed in every way, a shared prompt that was distilled from
+them, and ATTEMPT.
 """
 
 import argparse
+import copy
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -15,17 +17,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from incipit import artifact, ensemble, files, record, run, transfer
 from incipit.artifact import Artifact
 from incipit.assemble import make_prompt
 from incipit.backbones import Backbone
 from incipit.ensemble import Answers, Cached, Ensemble, GateSettings
-from incipit.prompts import Prompt
+from incipit.prompts import MultitaskPrompt, Prompt
+from incipit.prompts.masked import rewrapped
 from incipit.recipe import Recipe
 from incipit.run.learned import adapt, folds_of, read_shots
 from incipit.tasks.example import Example
 from incipit.tasks.metrics import compute
 from incipit.train import FitSettings, OptimSettings
+from incipit.transfer.multitask import shared_within
 
 HERE = Path(__file__).parent / "small"
 SOURCES, TARGETS = ("qqp", "snli", "sst2", "subj"), ("mpqa", "cr", "trec", "emotion")
@@ -41,17 +47,38 @@ class Bench:
     backbone: Backbone
     folder: Path
     sources: list[Artifact]
+    shared: MultitaskPrompt
 
     @classmethod
     def made(cls, folder: Path) -> "Bench":
-        """Tunes the sources that are not there yet."""
+        """Tunes the sources that are not there yet, and distils them into a shared prompt."""
         recipes = [Recipe.of(files.read_toml(HERE / f"source-{name}.toml")) for name in SOURCES]
         backbone = run.load_backbone(recipes[0])
         places = [folder / r.name / r.name for r in recipes]
         for recipe, place in zip(recipes, places, strict=True):
             if not files.exists(place / artifact.CARD):
                 run.tune([recipe], place.parent, resume=True, show=False, backbone=backbone)
-        return cls(backbone, folder, [artifact.load(place) for place in places])
+        sources = [artifact.load(place) for place in places]
+        return cls(backbone, folder, sources, distilled(sources, recipes, backbone, folder / "shared"))
+
+
+def distilled(
+    sources: list[Artifact], recipes: list[Recipe], backbone: Backbone, folder: Path
+) -> MultitaskPrompt:
+    """A start for one more task, of a shared prompt with factors for each source; resumable."""
+    teachers = [source.prompt(backbone) for source in sources]
+    rows = torch.stack([transfer.soft_rows(teacher) for teacher in teachers]).mean(dim=0)
+    first = MultitaskPrompt(backbone.geometry, "low_rank", len(rows), rows=rows)
+    inner = [first, *(first.sibling() for _ in teachers[1:])]
+    students = [rewrapped(t, lambda _, own=own: own) for t, own in zip(teachers, inner, strict=True)]
+    tasks = [
+        transfer.Shared(s.name, p, r.load_task().train)
+        for s, p, r in zip(sources, students, recipes, strict=True)
+    ]
+    t = recipes[0].train
+    settings = FitSettings(steps=t.steps, batch=t.batch, optim=OptimSettings(t.optimiser, t.lr), show=False)
+    transfer.fit_shared(backbone, tasks, settings, folder, resume=True, teachers=teachers)
+    return shared_within(transfer.next_start(students))
 
 
 class Target:
@@ -109,13 +136,17 @@ class Cell:
         fresh = make_prompt(run.prompt_choice(self.recipe), backbone, target.words, self.draw)
         assert fresh is not None
         everything = list(range(len(self.train)))
-        *adapted, own = adapt([*target.raw, fresh], backbone, self.recipe, self.train, [everything])[0]
-        said = target.ask([*adapted, own], target.test)
-        mine = Answers(said.predictions[:-1], said.scores and said.scores[:-1])
-        alone = target.alone(said)
-        yield "prompt", alone[-1], {}
+        start = rewrapped(fresh, lambda _: copy.deepcopy(target.bench.shared))
+        *adapted, own, shared = adapt(
+            [*target.raw, fresh, start], backbone, self.recipe, self.train, [everything]
+        )[0]
+        said = target.ask([*adapted, own, shared], target.test)
+        mine = Answers(said.predictions[:-2], said.scores and said.scores[:-2])
+        *alone, plain, multitask = target.alone(said)
+        yield "prompt", plain, {}
+        yield "multitask", multitask, {}
         near = transfer.similarities([transfer.soft_rows(p) for p in (own, *target.raw)])[0, 1:]
-        yield "spot", alone[int(near.argmax())], {"similarity": near.tolist(), "each": alone[:-1]}
+        yield "spot", alone[int(near.argmax())], {"similarity": near.tolist(), "each": alone}
         yield from self._mixed("raw", target.raw, target.said, target.averaged)
         average = target.alone(target.ask([ensemble.averaged(adapted)], target.test))[0]
         yield from self._mixed("adapted", adapted, mine, average)
@@ -151,7 +182,11 @@ class Cell:
         for gate, _ in made:
             told = ensemble.controls(gate, test, self.draw)
             weights = gate(test.inputs, test.scores).mean(dim=0).tolist()
-            more = {"controls": told, "weights": weights, "parameters": sum(p.numel() for p in gate.parameters())}
+            more = {
+                "controls": told,
+                "weights": weights,
+                "parameters": sum(p.numel() for p in gate.parameters()),
+            }
             yield gate.settings.kind, told["sesom"], more
 
     def _crossed(self) -> Cached:
@@ -163,9 +198,7 @@ class Cell:
         copies = adapt(target.raw, target.bench.backbone, self.recipe, self.train, rest)
         whole: Cached | None = None
         for own, part in zip(copies, parts, strict=True):
-            piece = read_shots(
-                target.bench.backbone, own, [self.train[i] for i in part], GATES[0], BATCH
-            )
+            piece = read_shots(target.bench.backbone, own, [self.train[i] for i in part], GATES[0], BATCH)
             whole = piece if whole is None else whole + piece
         assert whole is not None
         return whole
@@ -173,7 +206,9 @@ class Cell:
     def _attempt(self, start: int) -> float:
         """P_t starts as the nearest source, as SPoT does."""
         target, t = self.target, self.recipe.train
-        made = transfer.Attempt.of(target.raw[start], target.raw, seed=self.draw).to(target.bench.backbone.device)
+        made = transfer.Attempt.of(target.raw[start], target.raw, seed=self.draw).to(
+            target.bench.backbone.device
+        )
         settings = FitSettings(
             steps=t.steps, batch=t.batch, optim=OptimSettings(t.optimiser, t.lr), show=False
         )
@@ -189,7 +224,11 @@ def run_cell(cell: Cell, path: Path) -> None:
     started, bench, test = time.monotonic(), cell.target.bench, cell.target.metric
     found = list(cell.results())
     seconds = round(time.monotonic() - started, 2)
-    kept = {"name": bench.backbone.name, "fingerprint": bench.backbone.fingerprint, "parameters": bench.backbone.parameters}
+    kept = {
+        "name": bench.backbone.name,
+        "fingerprint": bench.backbone.fingerprint,
+        "parameters": bench.backbone.parameters,
+    }
     for method, score, more in found:
         settings = {
             "cell": f"{cell.key}/{method}", "shots": cell.shots, "examples": len(cell.train), "test": TEST,

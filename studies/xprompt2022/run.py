@@ -15,7 +15,9 @@ HERE, TASKS, SEEDS = Path(__file__).parent, ("mpqa", "trec", "sst2", "emotion"),
 def main() -> None:
     """Tune and prune one seed of every task, then the next seed; a killed run goes on where it was."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="where prompts, checkpoints and records go")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="where prompts, checkpoints and records go"
+    )
     parser.add_argument("--task", choices=TASKS, action="append", help="these alone")
     parser.add_argument("--seed", type=int, action="append", help="these alone")
     given = parser.parse_args()

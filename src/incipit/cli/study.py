@@ -122,7 +122,9 @@ def _report(made: Study, place: Path, only: list[str], records: list[Path], json
     _show(report.build(made, report.read_records(found), only), place, json)
 
 
-def _compare(action: Action, where: Path, folder: Path | None, records: list[Path], json: Path | None) -> None:
+def _compare(
+    action: Action, where: Path, folder: Path | None, records: list[Path], json: Path | None
+) -> None:
     """The page of a study whose methods are paired by a script of its own."""
     from incipit.study import comparison, report
 

@@ -140,10 +140,18 @@ def _overlaps(paired: Paired) -> Table:
     for at in paired.places:
         own = [one.extra for cell, one in sorted(paired.by["pruned"].items()) if cell[0] == at]
         kept = ", ".join(f"{100 * one['pruned']['kept'] / one['pruned']['numbers']:.0f}" for one in own)
-        same = "{:.2f} ({:.2f})".format(*overlap([one["scores"]["tokens"] for one in own])) if len(own) > 1 else ""
-        cost = statistics.fmean(sum(one["cost"][s]["of_plain"] for s in ("scores", "tokens", "pieces")) for one in own)
+        same = (
+            "{:.2f} ({:.2f})".format(*overlap([one["scores"]["tokens"] for one in own]))
+            if len(own) > 1
+            else ""
+        )
+        cost = statistics.fmean(
+            sum(one["cost"][s]["of_plain"] for s in ("scores", "tokens", "pieces")) for one in own
+        )
         rows.append([" ".join(at), str(len(own)), kept, same, f"{cost:.2f}"])
-    return Table(["task", "seeds", "numbers kept, %", "overlap of seeds (chance)", "search, in plain trainings"], rows)
+    return Table(
+        ["task", "seeds", "numbers kept, %", "overlap of seeds (chance)", "search, in plain trainings"], rows
+    )
 
 
 # -- claims --------------------------------------------------------------------------------------------------------
@@ -173,7 +181,9 @@ def _greater(claim: Mapping[str, Any], paired: Paired) -> Judged:
     """left > right, cell by cell; of several rights the verdict is the least of them."""
     rights = [claim["right"]] if isinstance(claim["right"], str) else list(claim["right"])
     found = [
-        _signed(paired.differences(claim["left"], right, claim.get("where", [])), f"{claim['left']} minus {right}")
+        _signed(
+            paired.differences(claim["left"], right, claim.get("where", [])), f"{claim['left']} minus {right}"
+        )
         for right in rights
     ]
     verdicts = [verdict for verdict, _ in found]
@@ -192,7 +202,9 @@ def _shrinks(claim: Mapping[str, Any], paired: Paired) -> Judged:
         })  # fmt: skip
     first, last = sides
     falls = [first[key] - last[key] for key in sorted(first) if key in last]
-    what = f"{claim['left']} minus {claim['right']} falls from {claim['labels'][0]} to {claim['labels'][-1]} by"
+    what = (
+        f"{claim['left']} minus {claim['right']} falls from {claim['labels'][0]} to {claim['labels'][-1]} by"
+    )
     return _signed(falls, what)
 
 
@@ -236,10 +248,19 @@ def _provenance(rows: Sequence[Row]) -> list[Block]:
                float(row["seconds"]) for row in rows}  # fmt: skip
     told = [
         ["commits", "; ".join(sorted({p["commit"][:12] + " (dirty)" * p["dirty"] for p in each}))],
-        ["versions", "; ".join(sorted({", ".join(f"{k} {v}" for k, v in p["versions"].items()) for p in each}))],
-        ["machines", "; ".join(sorted({", ".join(f"{k} {v}" for k, v in p["machine"].items()) for p in each}))],
+        [
+            "versions",
+            "; ".join(sorted({", ".join(f"{k} {v}" for k, v in p["versions"].items()) for p in each})),
+        ],
+        [
+            "machines",
+            "; ".join(sorted({", ".join(f"{k} {v}" for k, v in p["machine"].items()) for p in each})),
+        ],
         ["seeds", ", ".join(map(str, sorted({int(row["seed"]) for row in rows})))],
         ["hours, on a machine that did other things too", f"{sum(seconds.values()) / 3600:.2f}"],
-        ["backbones", "; ".join(sorted({f"{r['backbone']['name']} ({r['backbone']['parameters']:,})" for r in rows}))],
+        [
+            "backbones",
+            "; ".join(sorted({f"{r['backbone']['name']} ({r['backbone']['parameters']:,})" for r in rows})),
+        ],
     ]
     return [Heading(2, "Provenance"), Table(["what", "is"], told)]

@@ -1,7 +1,7 @@
 """Paired runs: several methods on the same data with the same seed, and the exact test of two of them.
 
-    paired = Paired.of(rows)
-    paired.differences("pruned", "restart")     # one number for each task and seed in which both were run
+paired = Paired.of(rows)
+paired.differences("pruned", "restart")     # one number for each task and seed in which both were run
 """
 
 from __future__ import annotations
@@ -104,7 +104,10 @@ def flipped(differences: Sequence[float]) -> float:
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
     """Spearman's rho: the correlation of mean ranks; 0 where a side is constant."""
-    ranks = [[sum(b < a for b in side) + (sum(b == a for b in side) - 1) / 2 for a in side] for side in (one, other)]
+    ranks = [
+        [sum(b < a for b in side) + (sum(b == a for b in side) - 1) / 2 for a in side]
+        for side in (one, other)
+    ]
     means = [sum(side) / len(side) for side in ranks]
     apart = [[r - m for r in side] for side, m in zip(ranks, means, strict=True)]
     size = math.sqrt(sum(a * a for a in apart[0]) * sum(b * b for b in apart[1]))
