@@ -2,7 +2,7 @@
 
 cd DATA && python PATH/studies/sesom2023/run.py --folder RUNS [--target cr] [--shots 16] [--draw 0]
 
-A cell is a target, a number of shots a class and a draw of them. Its rows: a prompt tuned on the shots, the sources as
+A cell is a target, a number of shots a class and a draw of them. Its methods: a prompt tuned on the shots, the sources as
 they are ("raw") and tuned further on the shots ("adapted"), mixed in every way, a shared prompt that was distilled from
 them, and ATTEMPT.
 """
@@ -220,7 +220,7 @@ class Cell:
 
 
 def run_cell(cell: Cell, path: Path) -> None:
-    """Its rows, all at once: a killed cell is done again."""
+    """Its record, at the end: a killed cell is done again."""
     started, bench, test = time.monotonic(), cell.target.bench, cell.target.metric
     found = list(cell.results())
     seconds = round(time.monotonic() - started, 2)
@@ -229,15 +229,15 @@ def run_cell(cell: Cell, path: Path) -> None:
         "fingerprint": bench.backbone.fingerprint,
         "parameters": bench.backbone.parameters,
     }
-    for method, score, more in found:
-        settings = {
-            "cell": f"{cell.key}/{method}", "shots": cell.shots, "examples": len(cell.train), "test": TEST,
-            "sources": list(SOURCES), "train": cell.recipe.table()["train"], "prompt": cell.recipe.table()["prompt"],
-        }  # fmt: skip
-        record.append(path, record.Record(
-            f"{cell.key}/{method}", cell.draw, {"test": {test: score}}, settings, {"task": cell.data}, kept, seconds,
-            int(more.pop("parameters", 0)), more,
-        ))  # fmt: skip
+    settings = {
+        "cell": cell.key, "shots": cell.shots, "examples": len(cell.train), "test": TEST, "sources": list(SOURCES),
+        "train": cell.recipe.table()["train"], "prompt": cell.recipe.table()["prompt"],
+    }  # fmt: skip
+    methods = {method: {"score": score, "metric": test, **more} for method, score, more in found}
+    record.append(path, record.Record(
+        f"sesom-{cell.target.name}-{cell.shots}", cell.draw, {}, settings, {"task": cell.data}, kept, seconds,
+        extra={"methods": methods},
+    ))  # fmt: skip
     shown = ", ".join(f"{method} {100 * score:.0f}" for method, score, _ in found)
     print(f"{cell.key} draw {cell.draw}: {shown}; {seconds} s", flush=True)
 
@@ -251,13 +251,13 @@ def main() -> None:
     parser.add_argument("--draw", type=int, action="append", help="these alone")
     given = parser.parse_args()
     path = given.folder / "record.jsonl"
-    known = {(r["name"], r["seed"]) for r in record.read(path)} if files.exists(path) else set()
+    known = {(r["settings"]["cell"], r["seed"]) for r in record.read(path)} if files.exists(path) else set()
     bench = Bench.made(given.folder)
     for draw in given.draw or DRAWS:
         for name in given.target or TARGETS:
             target = Target(bench, name)
             for shots in given.shots or SHOTS:
-                if (f"{name}/{shots}/attempt", draw) in known:
+                if (f"{name}/{shots}", draw) in known:
                     print(f"{name}/{shots} draw {draw}: on record")
                     continue
                 run_cell(Cell(target, shots, draw), path)

@@ -120,7 +120,7 @@ def test_training_brings_the_shared_prompt_near_its_teachers(
     fit_shared(backbone, tasks, settings, tmp_path / "run", teachers=teachers, weight=50.0, hidden=False)
     assert apart() < 0.7 * before
     third = next_start(students)
-    moved = [m for m in third.modules() if isinstance(m, MultitaskPrompt)][0]
+    moved = next(m for m in third.modules() if isinstance(m, MultitaskPrompt))
     torch.testing.assert_close(moved.own["left"], (inner[0].own["left"] + inner[1].own["left"]) / 2)
     torch.testing.assert_close(moved.shared, first.shared)
     assert moved.shared is not first.shared and third.bake().length == third.length

@@ -25,8 +25,8 @@ LEVEL = 0.05
 READING = (
     "Scores are in percent on the test split, mean ± deviation over seeds. A difference is the mean over the cells "
     "(task and seed) in which both were run, in points; p is the exact two-sided test over all choices of its signs. "
-    f"A claim holds, or fails, where its difference has the sign, or the other one, with p < {LEVEL:g}; p values are not "
-    "corrected for their number. Cells of one task share their test examples, so p speaks of seeds and not of examples."
+    f"A claim holds, or fails, where its difference has the sign, or the other one, with p < {LEVEL:g}; p values are "
+    "not corrected for their number. Cells of one task share their test examples: p speaks of seeds, not of examples."
 )
 
 
@@ -244,8 +244,7 @@ RULES: dict[str, Callable[[Mapping[str, Any], Paired], Judged]] = {
 def _provenance(rows: Sequence[Row]) -> list[Block]:
     """Commits, versions, seeds, hours."""
     each = [row["provenance"] for row in rows]
-    seconds = {(str(row["settings"].get("cell", row["name"])).rpartition("/")[0] or row["name"], row["seed"]):
-               float(row["seconds"]) for row in rows}  # fmt: skip
+    seconds = [float(row["seconds"]) for row in rows]
     told = [
         ["commits", "; ".join(sorted({p["commit"][:12] + " (dirty)" * p["dirty"] for p in each}))],
         [
@@ -257,7 +256,7 @@ def _provenance(rows: Sequence[Row]) -> list[Block]:
             "; ".join(sorted({", ".join(f"{k} {v}" for k, v in p["machine"].items()) for p in each})),
         ],
         ["seeds", ", ".join(map(str, sorted({int(row["seed"]) for row in rows})))],
-        ["hours, on a machine that did other things too", f"{sum(seconds.values()) / 3600:.2f}"],
+        ["hours, on a machine that did other things too", f"{sum(seconds) / 3600:.2f}"],
         [
             "backbones",
             "; ".join(sorted({f"{r['backbone']['name']} ({r['backbone']['parameters']:,})" for r in rows})),

@@ -29,7 +29,7 @@ class Result:
 
 
 def results(row: Row) -> Iterator[Result]:
-    """Of one record: of `incipit prune`, a result for each prompt that it tested; else the one that its cell names.
+    """Of one record: of `incipit prune`, a result for each prompt that it tested; else for each of extra.methods.
 
     A gate's controls are results of their own, "adapted-sesom: inputs_shuffled".
     """
@@ -41,12 +41,12 @@ def results(row: Row) -> Iterator[Result]:
             if one["test"]:
                 yield Result(cell, one["name"], float(next(iter(one["test"].values()))), row["extra"])
         return
-    *at, method = str(row["settings"]["cell"]).split("/")
-    score = float(next(iter(row["scores"]["test"].values())))
-    yield Result((tuple(at), seed), method, score, row["extra"])
-    for name, value in row["extra"].get("controls", {}).items():
-        if name not in ("sesom", "entropy"):
-            yield Result((tuple(at), seed), f"{method}: {name}", float(value), {})
+    cell = tuple(str(row["settings"]["cell"]).split("/")), seed
+    for method, found in row["extra"]["methods"].items():
+        yield Result(cell, method, float(found["score"]), found)
+        for name, value in found.get("controls", {}).items():
+            if name not in ("sesom", "entropy"):
+                yield Result(cell, f"{method}: {name}", float(value), {})
 
 
 class Paired:

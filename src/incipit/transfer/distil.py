@@ -58,11 +58,11 @@ def distilled(
     weight: float = LAMBDA,
     hidden: bool = True,
 ) -> Objective:
-    """nll + weight (KL(teacher || student) + |h_student - h_teacher|^2 / H) for each row, an Objective for the one loop.
+    """nll + weight (KL(teacher || student) + |h_student - h_teacher|^2 / H) of each row: an Objective for the one loop.
 
     The distributions are those of the task's label words, which is what answers are chosen from; in the paper they are
     of the vocabulary at the target's tokens. h: what an encoder's read-out gets, or an encoder-decoder's encoder states
-    (mean over slots). Every row carries the term times its label tokens, so the mean over a step's tokens holds it once.
+    (mean over slots). Every row carries the term times its label tokens, so a step's mean over tokens holds it once.
     Raises PromptError for lessons that are not one a student, and where `hidden` cannot be had.
     """
     if len(students) != len(lessons):
