@@ -2,9 +2,9 @@
 
 cd DATA && python PATH/studies/sesom2023/run.py --folder RUNS [--target cr] [--shots 16] [--draw 0]
 
-A cell is a target, a number of shots a class and a draw of them. Its methods: a prompt tuned on the shots, the sources as
-they are ("raw") and tuned further on the shots ("adapted"), mixed in every way, a shared prompt that was distilled from
-them, and ATTEMPT.
+A cell is a target, a number of shots a class and a draw of them. Its methods: a prompt tuned on the shots, the sources
+as they are ("raw") and tuned further on the shots ("adapted"), mixed in every way, a shared prompt that was distilled
+from them, and ATTEMPT.
 """
 
 import argparse

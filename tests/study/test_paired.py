@@ -184,7 +184,7 @@ def test_the_page_and_its_verdicts(tmp_path: Path) -> None:
     html, markdown = report.write(made, tmp_path / "out")
     text = files.read_bytes(markdown).decode()
     assert "| good | 72.5 ± 1.9 | 6 |  |  |" in text and "| bad | 52.5 ± 1.9 | 6 | +20.0 | 0.031 |" in text
-    assert "shots 8:" in text and "12 of 12 cells were run" in text and "0.01 |" in text
+    assert "shots 8:" in text and "12 of 12 cells were run" in text and "| 0.02 |" in text
     assert (tmp_path / "out" / "figures" / "all.svg").exists() and b"<svg" in files.read_bytes(html)
 
 

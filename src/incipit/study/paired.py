@@ -34,6 +34,7 @@ def results(row: Row) -> Iterator[Result]:
     A gate's controls are results of their own, "adapted-sesom: inputs_shuffled".
     """
     seed = int(row["seed"])
+    cell: Cell
     if "rows" in row["extra"]:
         task = row["settings"]["task"]
         cell = (str(task.get("builtin") or task["name"]),), seed
