@@ -2,10 +2,10 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import combinations, product
 from statistics import mean, stdev
 
 from incipit import record
+from incipit.study.paired import flipped, overlap
 
 ROWS = (
     "as it came",
@@ -36,14 +36,6 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def flipped(differences: Sequence[float]) -> float:
-    """Exact paired test: share of all sign flips whose mean is as far from 0 as the one that was seen."""
-    seen = abs(sum(differences))
-    means = [abs(sum(d * s for d, s in zip(differences, signs, strict=True)))
-             for signs in product((1, -1), repeat=len(differences))]  # fmt: skip
-    return sum(m >= seen - 1e-9 for m in means) / len(means)
-
-
 def by_task(lines: Sequence[dict]) -> dict[str, list[dict]]:
     """Task -> its records in order of the seeds."""
     found: dict[str, list[dict]] = {}
@@ -64,31 +56,14 @@ def score_table(lines: Sequence[dict]) -> list[list[str]]:
     return table
 
 
-def overlap(lines: Sequence[dict]) -> tuple[float, float]:
-    """Mean Jaccard index of the tokens that two seeds keep at the same count (the lesser of the two), and at chance.
-
-    Tokens are taken by score, so the counts that validation chose do not blur it.
-    """
-    found, chance = [], []
-    for one, other in combinations(lines, 2):
-        ranks = [sorted(range(len(s)), key=lambda i, s=s: -s[i]) for s in
-                 (line["extra"]["scores"]["tokens"] for line in (one, other))]  # fmt: skip
-        n = len(ranks[0])
-        k = n // 2
-        both = len(set(ranks[0][:k]) & set(ranks[1][:k]))
-        found.append(both / (2 * k - both))
-        expected = k * k / n
-        chance.append(expected / (2 * k - expected))
-    return mean(found), mean(chance)
-
-
 def about(lines: Sequence[dict]) -> Iterator[list[str]]:
     """For each task: seeds, kept numbers of each seed, overlap of the better half of the tokens, cost of the search."""
     for task, members in by_task(lines).items():
         kept = [
             f"{100 * m['extra']['pruned']['kept'] / m['extra']['pruned']['numbers']:.0f}" for m in members
         ]
-        same = "{:.2f} ({:.2f})".format(*overlap(members)) if len(members) > 1 else ""
+        tables = [m["extra"]["scores"]["tokens"] for m in members]
+        same = "{:.2f} ({:.2f})".format(*overlap(tables)) if len(members) > 1 else ""
         stages = ("scores", "tokens", "pieces")
         cost = [sum(m["extra"]["cost"][s]["of_plain"] for s in stages) for m in members]
         yield [task, str(len(members)), ", ".join(kept), same, f"{mean(cost):.2f}"]
