@@ -169,3 +169,10 @@ def test_a_page_of_paired_runs_shows_its_records(name: str) -> None:
     assert rows and not [row for row in rows if row["provenance"]["dirty"]]
     made = comparison.build(folder, rows)
     assert page == fill.filled(page, made), f"python studies/fill.py {name} writes the tables of the page"
+
+
+def test_an_ensemble_costs_the_memory_of_one_and_says_the_same() -> None:
+    path = STUDIES / "sesom2023" / "records" / "cost.jsonl"
+    for row in files.read_jsonl(path) if files.exists(path) else ():
+        assert row["extra"]["memory"] <= 1.3 and row["extra"]["difference"] <= 1e-4
+        assert set(row["extra"]["ways"]) == {"one", "together", "apart"}

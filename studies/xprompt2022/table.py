@@ -71,13 +71,15 @@ def about(lines: Sequence[dict]) -> Iterator[list[str]]:
 
 def cost_table(lines: Sequence[dict]) -> list[list[str]]:
     """Per record of cost.toml: seconds of one processor, of the scores, the two stages of the search, one training;
-    the search in trainings, by these seconds and by passes over rows."""
+    the search in trainings, by the clock (and the machine's load at the end), by these seconds, by passes over rows."""
     table = []
     for line in lines:
         cost = line["extra"]["cost"]
-        seconds = [cost[s]["processor_seconds"] for s in ("scores", "tokens", "pieces", "retrained")]
+        stages = ("scores", "tokens", "pieces", "retrained")
+        seconds, clock = ([cost[s][kind] for s in stages] for kind in ("processor_seconds", "seconds"))
+        walled = f"{sum(clock[:3]) / clock[3]:.2f} ({line['provenance']['load']:.1f})"
         passes = sum(cost[s]["of_plain"] for s in ("scores", "tokens", "pieces"))
-        table.append([line["name"].removeprefix("cost-"), *(f"{s:.1f}" for s in seconds),
+        table.append([line["name"].removeprefix("cost-"), *(f"{s:.1f}" for s in seconds), walled,
                       f"{sum(seconds[:3]) / seconds[3]:.2f}", f"{passes:.2f}"])  # fmt: skip
     return table
 
@@ -94,7 +96,7 @@ def main(paths: Sequence[str]) -> None:
     lines = [line for line in read if not line["name"].startswith("cost-")]
     costs = [line for line in read if line["name"].startswith("cost-")]
     show(["processor seconds", "scores", "nine token ratios", "nine piece ratios", "one training",
-          "search in trainings", "in passes"], cost_table(costs))  # fmt: skip
+          "search in trainings by the clock (load)", "search in trainings", "in passes"], cost_table(costs))  # fmt: skip
     print()
     show(["test, %", *by_task(lines), "pruned minus it", "p"], score_table(lines))
     print()
