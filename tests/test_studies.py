@@ -6,6 +6,7 @@ import pytest
 
 from incipit import files
 from incipit.recipe import PruneTable, Recipe
+from incipit.study import comparison
 
 STUDIES = Path(__file__).parents[1] / "studies"
 SST2 = sorted((STUDIES / "sst2").glob("*.toml"))
@@ -99,20 +100,24 @@ def xprompt() -> ModuleType:
 def test_the_recipes_of_xprompt() -> None:
     names = [p.stem for p in XPROMPT]
     paper = ["boolq", "cb", "copa", "multirc", "prune", "rte", "wic", "wsc"]
-    small = ["news", "prune", "questions", "reviews", "tickets"]
-    assert names == ["cost", *(f"paper-{n}" for n in paper), *(f"small-{n}" for n in small)]
+    small = ["emotion", "mpqa", "prune", "sst2", "tickets", "trec"]
+    assert names == ["cost", *(f"paper-{n}" for n in paper), *(f"small-{n}" for n in small), "study"]
 
 
 @pytest.mark.parametrize("path", XPROMPT, ids=lambda p: p.stem)
 def test_a_recipe_of_xprompt_builds(path: Path) -> None:
     opening = files.read_bytes(path).decode().splitlines()[:3]
+    if path.stem == "study":
+        assert "incipit study report xprompt2022" in opening[0]
+        return
     assert all(line.startswith("# ") for line in opening) and "incipit prune" in opening[1]
     if path.stem.endswith("prune") or path.stem == "cost":
         table = PruneTable.of(files.read_toml(path))
         assert table.pieces == 16 and len(table.token_ratios) == len(table.piece_ratios) == 9
         return
     recipe = Recipe.read(path)
-    assert recipe.prompt.length == 20 and recipe.train.batch == 16
+    short = path.stem.startswith("small") and path.stem != "small-tickets"
+    assert recipe.prompt.length == 20 and recipe.train.batch == (8 if short else 16)
     if path.stem.startswith("paper"):  # section 7 of its facts: 100 epochs, Adafactor, 0.3, 1e-5, T5-XL
         t = recipe.train
         assert (t.optimiser, t.lr_absolute, t.weight_decay) == ("adafactor", 0.3, 1e-5)
@@ -122,20 +127,10 @@ def test_a_recipe_of_xprompt_builds(path: Path) -> None:
         assert recipe.train.seeds == (0, 1, 2, 3, 4)
 
 
-def test_the_paired_test_and_the_overlap_of_xprompt() -> None:
-    table = xprompt()
-    assert table.flipped([1.0, 2.0, 3.0]) == 2 / 8  # only all signs alike are as far from 0
-    assert table.flipped([1.0, -1.0]) == 1.0
-    lines = [
-        {"extra": {"scores": {"tokens": tokens}}} for tokens in ([4, 3, 2, 1], [4, 1, 3, 2], [1, 2, 3, 4])
-    ]
-    seen, chance = table.overlap(lines)  # {0, 1}, {0, 2}, {2, 3}
-    assert seen == pytest.approx((1 / 3 + 0 + 1 / 3) / 3) and chance == pytest.approx(1 / 3)
-
-
 def test_the_page_of_xprompt_shows_its_records() -> None:
     table, folder = xprompt(), STUDIES / "xprompt2022"
-    lines = [line for p in sorted((folder / "records").glob("*.jsonl")) for line in files.read_jsonl(p)]
+    names = ("cost", "xprompt-tickets")
+    lines = [line for name in names for line in files.read_jsonl(folder / "records" / f"{name}.jsonl")]
     costs = [line for line in lines if line["name"].startswith("cost-")]
     tried = [line for line in lines if line not in costs]
     page = files.read_bytes(folder / "README.md").decode()
@@ -150,3 +145,34 @@ def test_the_search_of_xprompt_costs_less_than_three_trainings() -> None:
     for line in costs:
         assert len([row for row in line["extra"]["rows"] if row["stage"] in ("tokens", "pieces")]) == 18
     assert all(float(row[-2]) <= 3 and float(row[-1]) <= 3 for row in xprompt().cost_table(costs))
+
+
+# -- studies of paired runs -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["xprompt2022", "sesom2023"])
+def test_a_page_of_paired_runs_shows_its_records(name: str) -> None:
+    spec = importlib.util.spec_from_file_location("fill", STUDIES / "fill.py")
+    assert spec is not None and spec.loader is not None
+    fill = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fill)
+    folder = STUDIES / name
+    page = files.read_bytes(folder / "README.md").decode()
+    assert fill.OPEN in page and fill.CLOSE in page
+    story = files.read_toml(folder / "study.toml")
+    assert [c["number"] for c in story["claims"]] == list(range(1, len(story["claims"]) + 1))
+    assert all("rule" in c or "note" in c for c in story["claims"])
+    if not files.exists(folder / "records" / "small.jsonl"):  # nothing was run: then nothing is told
+        assert not page.partition(fill.OPEN)[2].partition(fill.CLOSE)[0].strip()
+        return
+    rows = files.read_jsonl(folder / "records" / "small.jsonl")
+    assert rows and not [row for row in rows if row["provenance"]["dirty"]]
+    made = comparison.build(folder, rows)
+    assert page == fill.filled(page, made), f"python studies/fill.py {name} writes the tables of the page"
+
+
+def test_an_ensemble_costs_the_memory_of_one_and_says_the_same() -> None:
+    path = STUDIES / "sesom2023" / "records" / "cost.jsonl"
+    for row in files.read_jsonl(path) if files.exists(path) else ():
+        assert row["extra"]["memory"] <= 1.3 and row["extra"]["difference"] <= 1e-4
+        assert set(row["extra"]["ways"]) == {"one", "together", "apart"}

@@ -2,10 +2,10 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import combinations, product
 from statistics import mean, stdev
 
 from incipit import record
+from incipit.study.paired import flipped, overlap
 
 ROWS = (
     "as it came",
@@ -36,14 +36,6 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def flipped(differences: Sequence[float]) -> float:
-    """Exact paired test: share of all sign flips whose mean is as far from 0 as the one that was seen."""
-    seen = abs(sum(differences))
-    means = [abs(sum(d * s for d, s in zip(differences, signs, strict=True)))
-             for signs in product((1, -1), repeat=len(differences))]  # fmt: skip
-    return sum(m >= seen - 1e-9 for m in means) / len(means)
-
-
 def by_task(lines: Sequence[dict]) -> dict[str, list[dict]]:
     """Task -> its records in order of the seeds."""
     found: dict[str, list[dict]] = {}
@@ -64,31 +56,14 @@ def score_table(lines: Sequence[dict]) -> list[list[str]]:
     return table
 
 
-def overlap(lines: Sequence[dict]) -> tuple[float, float]:
-    """Mean Jaccard index of the tokens that two seeds keep at the same count (the lesser of the two), and at chance.
-
-    Tokens are taken by score, so the counts that validation chose do not blur it.
-    """
-    found, chance = [], []
-    for one, other in combinations(lines, 2):
-        ranks = [sorted(range(len(s)), key=lambda i, s=s: -s[i]) for s in
-                 (line["extra"]["scores"]["tokens"] for line in (one, other))]  # fmt: skip
-        n = len(ranks[0])
-        k = n // 2
-        both = len(set(ranks[0][:k]) & set(ranks[1][:k]))
-        found.append(both / (2 * k - both))
-        expected = k * k / n
-        chance.append(expected / (2 * k - expected))
-    return mean(found), mean(chance)
-
-
 def about(lines: Sequence[dict]) -> Iterator[list[str]]:
     """For each task: seeds, kept numbers of each seed, overlap of the better half of the tokens, cost of the search."""
     for task, members in by_task(lines).items():
         kept = [
             f"{100 * m['extra']['pruned']['kept'] / m['extra']['pruned']['numbers']:.0f}" for m in members
         ]
-        same = "{:.2f} ({:.2f})".format(*overlap(members)) if len(members) > 1 else ""
+        tables = [m["extra"]["scores"]["tokens"] for m in members]
+        same = "{:.2f} ({:.2f})".format(*overlap(tables)) if len(members) > 1 else ""
         stages = ("scores", "tokens", "pieces")
         cost = [sum(m["extra"]["cost"][s]["of_plain"] for s in stages) for m in members]
         yield [task, str(len(members)), ", ".join(kept), same, f"{mean(cost):.2f}"]
@@ -96,13 +71,15 @@ def about(lines: Sequence[dict]) -> Iterator[list[str]]:
 
 def cost_table(lines: Sequence[dict]) -> list[list[str]]:
     """Per record of cost.toml: seconds of one processor, of the scores, the two stages of the search, one training;
-    the search in trainings, by these seconds and by passes over rows."""
+    the search in trainings, by the clock (and the machine's load at the end), by these seconds, by passes over rows."""
     table = []
     for line in lines:
         cost = line["extra"]["cost"]
-        seconds = [cost[s]["processor_seconds"] for s in ("scores", "tokens", "pieces", "retrained")]
+        stages = ("scores", "tokens", "pieces", "retrained")
+        seconds, clock = ([cost[s][kind] for s in stages] for kind in ("processor_seconds", "seconds"))
+        walled = f"{sum(clock[:3]) / clock[3]:.2f} ({line['provenance']['load']:.1f})"
         passes = sum(cost[s]["of_plain"] for s in ("scores", "tokens", "pieces"))
-        table.append([line["name"].removeprefix("cost-"), *(f"{s:.1f}" for s in seconds),
+        table.append([line["name"].removeprefix("cost-"), *(f"{s:.1f}" for s in seconds), walled,
                       f"{sum(seconds[:3]) / seconds[3]:.2f}", f"{passes:.2f}"])  # fmt: skip
     return table
 
@@ -119,7 +96,7 @@ def main(paths: Sequence[str]) -> None:
     lines = [line for line in read if not line["name"].startswith("cost-")]
     costs = [line for line in read if line["name"].startswith("cost-")]
     show(["processor seconds", "scores", "nine token ratios", "nine piece ratios", "one training",
-          "search in trainings", "in passes"], cost_table(costs))  # fmt: skip
+          "search in trainings by the clock (load)", "search in trainings", "in passes"], cost_table(costs))  # fmt: skip
     print()
     show(["test, %", *by_task(lines), "pruned minus it", "p"], score_table(lines))
     print()

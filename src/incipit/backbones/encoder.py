@@ -126,7 +126,13 @@ class EncoderBackbone(SiteBackbone):
                 f"the read-out has hidden size {readout.vectors.shape[2]}, backbone {self.name!r} "
                 f"{self.geometry.hidden}: use the backbone that the prompt was trained on"
             )
-        features = widened(self.pooled(batch, injection, readout.pool))  # [B, H]
+        return self.classed(self.pooled(batch, injection, readout.pool), injection)
+
+    def classed(self, features: Tensor, injection: Injection) -> Tensor:
+        """Scores [B, C] of what `pooled` gave [B, H], by the read-out of each row's prompt."""
+        readout = injection.readout
+        assert readout is not None
+        features = widened(features)
         vectors = readout.vectors.to(features)[injection.rows]  # [B, C, H]
         if readout.cosine:
             features = nn.functional.normalize(features, dim=-1)

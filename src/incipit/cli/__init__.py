@@ -24,6 +24,7 @@ from incipit.cli import (
     serve,
     show,
     study,
+    transfer,
     tune,
 )
 from incipit.errors import IncipitError, Interrupted
@@ -53,6 +54,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "show": show.show,
     "list": list_.list_,
     "prune": prune.prune,
+    "transfer": transfer.transfer,
     "pretrain": pretrain.pretrain,
     "study": study.study,
     "import": import_.import_,

@@ -38,6 +38,8 @@ def evaluate(
     if split not in ("train", "validation", "test"):
         raise typer.BadParameter(f"--split {split}: is no split; write train, validation or test")
     from incipit import ensemble, evaluation, run
+    from incipit.tasks import metrics
+    from incipit.transfer import SavedAttempt
 
     backbones = opened.Backbones(backbone)
     results: list[dict[str, Any]] = []
@@ -53,6 +55,11 @@ def evaluate(
                 model, artifact.ensemble(model), examples, chosen.metrics,
                 mode=way.mode, options=way.generate, batch=way.batch,
             ).ensemble  # fmt: skip
+        elif isinstance(artifact, SavedAttempt):
+            way = decoding or evaluation.DecodeOptions()
+            made = artifact.attempt(model)
+            said = made.predict(model, examples, way.batch, mode=way.mode, options=way.generate)
+            scores = metrics.compute(chosen.metrics, [p.text for p in said], examples)
         else:
             scores = evaluation.evaluate(
                 model, artifact.prompt(model), examples, chosen.metrics, decoding, legality=True

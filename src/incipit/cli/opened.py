@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from incipit.ensemble import Saved
     from incipit.recipe import Recipe
     from incipit.tasks.task import Task
+    from incipit.transfer import SavedAttempt
 
-Reader = TypeVar("Reader", bound="Artifact | Saved")
+Reader = TypeVar("Reader", bound="Artifact | Saved | SavedAttempt")
 
 
 def artifacts(places: Sequence[str]) -> list[Artifact]:
@@ -28,18 +29,25 @@ def artifacts(places: Sequence[str]) -> list[Artifact]:
     return _named([artifact.load(place) for place in places])
 
 
-def readers(places: Sequence[str]) -> list[Artifact | Saved]:
-    """The same, where an ensemble may stand in place of an artifact."""
+def readers(places: Sequence[str]) -> list[Artifact | Saved | SavedAttempt]:
+    """The same, where an ensemble or an ATTEMPT may stand in place of an artifact."""
+    return _named([_reader(place) for place in places])
+
+
+def _reader(place: str) -> Artifact | Saved | SavedAttempt:
     from incipit import artifact, ensemble
+    from incipit.transfer import is_attempt, saved
 
-    return _named([ensemble.load(p) if ensemble.is_ensemble(p) else artifact.load(p) for p in places])
+    if is_attempt(place):
+        return saved.load(place)
+    return ensemble.load(place) if ensemble.is_ensemble(place) else artifact.load(place)
 
 
-def first_of(reader: Artifact | Saved) -> Artifact:
-    """The artifact itself, or the first member of an ensemble: whose backbone and decoding count."""
-    from incipit.artifact import Artifact
+def first_of(reader: Artifact | Saved | SavedAttempt) -> Artifact | SavedAttempt:
+    """The reader itself, or the first member of an ensemble: whose backbone and decoding count."""
+    from incipit.ensemble import Saved
 
-    return reader if isinstance(reader, Artifact) else reader.members[0]
+    return reader.members[0] if isinstance(reader, Saved) else reader
 
 
 def _named(found: list[Reader]) -> list[Reader]:
@@ -59,7 +67,7 @@ class Backbones:
         self.name = name
         self._loaded: dict[tuple[str, str, str, str], Backbone] = {}
 
-    def of(self, reader: Artifact | Saved) -> Backbone:
+    def of(self, reader: Artifact | Saved | SavedAttempt) -> Backbone:
         """The backbone of an artifact or ensemble, or the one that was named instead."""
         from incipit.backbones import load
 
@@ -79,7 +87,7 @@ class Backbones:
         return self._loaded[key]
 
 
-def recipe_of(reader: Artifact | Saved) -> Recipe | None:
+def recipe_of(reader: Artifact | Saved | SavedAttempt) -> Recipe | None:
     """The recipe that trained an artifact, or an ensemble's first member; None where the card holds none."""
     from incipit.recipe import Recipe
 
@@ -105,7 +113,7 @@ def task_named(name: str) -> Task:
     return Task.load(keys, base=Path(name).parent)
 
 
-def own_task(artifact: Artifact | Saved, data: str = "", split: str = "test") -> Task:
+def own_task(artifact: Artifact | Saved | SavedAttempt, data: str = "", split: str = "test") -> Task:
     """The task that an artifact was trained on; `data` stands in place of its splits, as `split`."""
     from incipit.tasks.task import Task, TaskSpec
 

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from incipit.artifact import Artifact
     from incipit.backbones import Backbone
     from incipit.decode import Prediction
-    from incipit.ensemble import Saved
+    from incipit.ensemble import Ensemble, Saved
     from incipit.questions import Asked
     from incipit.serve.client import Client, Remote
+    from incipit.transfer import Attempt, SavedAttempt
 
 
 class Format(StrEnum):
@@ -80,7 +81,7 @@ def predict(
             raise typer.BadParameter("--server has its own backbone; leave --backbone out")
         client = _client(server)
         remotes = [client.prompt(name) for name in names]
-        loaded: Sequence[Artifact | Saved | Remote] = remotes
+        loaded: Sequence[Artifact | Saved | SavedAttempt | Remote] = remotes
         pairs = _pairs(loaded, asked)
         answers = client.predict(remotes, asked, pairs)
     else:
@@ -125,7 +126,7 @@ def _asked(source: str, texts: Sequence[str]) -> list[tuple[Asked, str]]:
 
 
 def _pairs(
-    loaded: Sequence[Artifact | Saved | Remote], asked: Sequence[tuple[Asked, str]]
+    loaded: Sequence[Artifact | Saved | SavedAttempt | Remote], asked: Sequence[tuple[Asked, str]]
 ) -> list[tuple[int, int]]:
     """Which input is answered by which prompt."""
     from incipit import questions
@@ -149,17 +150,18 @@ def _pairs(
 
 
 def _answers(
-    loaded: Sequence[Artifact | Saved],
+    loaded: Sequence[Artifact | Saved | SavedAttempt],
     pairs: Sequence[tuple[int, int]],
     asked: Sequence[tuple[Asked, str]],
     backbone: Backbone,
 ) -> list[Prediction]:
     """One Prediction for each pair; pairs are decoded together where their prompts decode alike."""
-    from incipit import decode, ensemble, questions, run
+    from incipit import decode, questions, run
+    from incipit.artifact import Artifact
     from incipit.evaluation import DecodeOptions
 
-    several = {k: one.ensemble(backbone) for k, one in enumerate(loaded) if isinstance(one, ensemble.Saved)}
-    prompts = [None if isinstance(one, ensemble.Saved) else one.prompt(backbone) for one in loaded]
+    several = {k: _mixture(one, backbone) for k, one in enumerate(loaded) if not isinstance(one, Artifact)}
+    prompts = [one.prompt(backbone) if isinstance(one, Artifact) else None for one in loaded]
     examples = [questions.ask(loaded[k].task, *asked[i]) for i, k in pairs]
     ways = []
     for artifact in loaded:
@@ -181,3 +183,10 @@ def _answers(
         )  # fmt: skip
         found |= dict(zip(mine, answers, strict=True))
     return [found[n] for n in range(len(pairs))]
+
+
+def _mixture(reader: Saved | SavedAttempt, backbone: Backbone) -> Ensemble | Attempt:
+    """What answers for several prompts at once."""
+    from incipit.ensemble import Saved
+
+    return reader.ensemble(backbone) if isinstance(reader, Saved) else reader.attempt(backbone)

@@ -25,6 +25,7 @@ from incipit.recipe import (
     PruneTable,
     Recipe,
     TrainTable,
+    TransferTable,
 )
 from incipit.tasks.spec import TaskSpec
 
@@ -82,7 +83,7 @@ def text() -> str:
 
 def _tables() -> dict[str, type[Any]]:
     tables = {"backbone": BackboneTable, "prompt": PromptTable, "train": TrainTable, "decode": DecodeTable}
-    return {**tables, "ensemble": EnsembleTable}
+    return {**tables, "ensemble": EnsembleTable, "transfer": TransferTable}
 
 
 def _fields(table: type[Any]) -> str:

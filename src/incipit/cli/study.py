@@ -12,6 +12,7 @@ from incipit.cli import options, output
 
 if TYPE_CHECKING:
     from incipit.study.plan import Study
+    from incipit.study.report import Report
 
 
 class Action(StrEnum):
@@ -92,9 +93,12 @@ def study(
     A study is a grid of recipes. What is done is on record and not done again, so the same line goes on after any
     interruption; changed settings, data or backbones make new records and leave the old ones unread.
     """
-    from incipit.study import grid
-    from incipit.study.plan import Study
+    from incipit.study import comparison, grid
+    from incipit.study.plan import Study, located
 
+    if comparison.is_comparison(where := located(name)):
+        _compare(action, where, folder, records, json)
+        return
     made = Study.read(name, scale, data, settings)
     place = folder or Path("runs") / f"{made.folder.name}-{scale}"
     if action is Action.report:
@@ -115,7 +119,27 @@ def _report(made: Study, place: Path, only: list[str], records: list[Path], json
     found = (
         records or [p for p in (place / grid.RECORDS, own) if files.exists(p)][:1] or [place / grid.RECORDS]
     )
-    written = report.build(made, report.read_records(found), only)
+    _show(report.build(made, report.read_records(found), only), place, json)
+
+
+def _compare(
+    action: Action, where: Path, folder: Path | None, records: list[Path], json: Path | None
+) -> None:
+    """The page of a study whose methods are paired by a script of its own."""
+    from incipit.study import comparison, report
+
+    if action is Action.run:
+        raise typer.BadParameter(
+            f"the study {where.name!r} is run by {where / 'run.py'}; see its first lines, then `incipit study report`"
+        )
+    found = records or [where / "records" / "small.jsonl"]
+    written = comparison.build(where, report.read_records(found))
+    _show(written, folder or Path("runs") / f"{where.name}-small", json)
+
+
+def _show(written: Report, place: Path, json: Path | None) -> None:
+    from incipit.study import report
+
     pages = report.write(written, place)
     output.table(
         ["claim", "verdict", "evidence"], [[c.number, c.verdict, c.evidence] for c in written.claims]

@@ -3,7 +3,14 @@
 from incipit.recipe.problems import settings_of
 from incipit.recipe.prunes import PruneTable
 from incipit.recipe.recipe import Recipe
-from incipit.recipe.tables import BackboneTable, DecodeTable, EnsembleTable, PromptTable, TrainTable
+from incipit.recipe.tables import (
+    BackboneTable,
+    DecodeTable,
+    EnsembleTable,
+    PromptTable,
+    TrainTable,
+    TransferTable,
+)
 
 __all__ = [
     "BackboneTable",
@@ -13,5 +20,6 @@ __all__ = [
     "PruneTable",
     "Recipe",
     "TrainTable",
+    "TransferTable",
     "settings_of",
 ]

@@ -26,6 +26,8 @@ def clashes(recipe: Recipe, spec: TaskSpec | None, broken: Collection[str] = ())
         found += _decode(recipe)
     if "ensemble" not in broken:
         found += _ensemble(recipe)
+    if "transfer" not in broken:
+        found += _transfer(recipe)
     if spec is not None and not broken:
         found += _task(recipe, spec)
     return found
@@ -147,6 +149,33 @@ def _ensemble(recipe: Recipe) -> Iterator[str]:
         yield from _unread(e, [*gate[:2], *gate[6:]], "ensemble", 'ensemble.method = "fixed" or "sesom"')
     if e.method != "sesom":
         yield from _unread(e, gate[2:6], "ensemble", 'ensemble.method = "sesom"')
+
+
+def _transfer(recipe: Recipe) -> Iterator[str]:
+    t, train = recipe.transfer, recipe.train
+    if t is None:
+        return
+    if len(set(t.sources)) < len(t.sources) or (t.method == "multitask" and len(t.sources) == 1):
+        least = "two artifacts or more" if t.method == "multitask" else "each artifact once"
+        yield f"transfer.sources: needs {least}; got {list(t.sources)}; name others"
+    owners = {
+        "spot": ["pick", "top"], "attempt": ["inner", "gate_lr"],
+        "multitask": ["rank", "shared_steps", "distil", "hidden"],
+    }  # fmt: skip
+    for method, keys in owners.items():
+        if t.method != method:
+            yield from _unread(t, keys, "transfer", f'transfer.method = "{method}"')
+    if t.pick != "search":
+        yield from _unread(t, ["top"], "transfer", 'transfer.pick = "search"')
+    if recipe.prompt.kind != "input" or train.method != "prompt":
+        yield (
+            f'transfer.method: mixes and starts soft rows; got prompt.kind = "{recipe.prompt.kind}" and train.method = '
+            f'"{train.method}"; set "input" and "prompt"'
+        )
+    if len(train.seeds) > 1:
+        yield f"train.seeds: incipit transfer trains one; got {list(train.seeds)}; run it once for each"
+    if t.method != "spot" and train.lr_absolute is not None:
+        yield f'train.lr_absolute: only transfer.method = "spot" reads it; got {train.lr_absolute}; set train.lr'
 
 
 def _task(recipe: Recipe, spec: TaskSpec) -> Iterator[str]:

@@ -31,6 +31,7 @@ from incipit.recipe.tables import (
     PromptTable,
     Table,
     TrainTable,
+    TransferTable,
 )
 from incipit.tasks import catalogue
 from incipit.tasks.task import Task, TaskSpec, builtin
@@ -48,6 +49,7 @@ class Recipe(Table):
     train: TrainTable = TrainTable()
     decode: DecodeTable = DecodeTable()
     ensemble: EnsembleTable | None = None
+    transfer: TransferTable | None = None
 
     _base: str = PrivateAttr(default="")
     _spec: TaskSpec = PrivateAttr()

@@ -184,3 +184,30 @@ class EnsembleTable(Table):
     """AdamW's weight decay."""
     seed: Whole = 0
     """Of the start, the order and the folds."""
+
+
+class TransferTable(Table):
+    """[transfer]: prompts of other tasks that `incipit transfer` learns the recipe's task from."""
+
+    sources: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Artifacts of one backbone; those on the command line stand in their place."""
+    method: Literal["spot", "attempt", "multitask"] = "spot"
+    """"spot": start from one of the sources. "attempt": a mixture of them for each input. "multitask": a shared prompt,
+    distilled from them on their own tasks, times factors of low rank."""
+    pick: Literal["similarity", "search"] = "similarity"
+    """method = "spot": the source whose rows are most like those of a prompt that was tuned on the task from its own
+    start, or the best on validation of the `top` most similar, each tuned."""
+    top: Whole = 0
+    """pick = "search": how many sources are tuned; 0: all."""
+    inner: Counted = 100
+    """method = "attempt": inner width of the attention."""
+    gate_lr: Annotated[float, Field(gt=0)] = 0.01
+    """method = "attempt": the attention's rate (absolute)."""
+    rank: Counted = 1
+    """method = "multitask": rank of a task's factors."""
+    shared_steps: Counted = 1000
+    """method = "multitask": steps of the shared prompt over the sources' tasks."""
+    distil: Annotated[float, Field(ge=0)] = 0.9
+    """method = "multitask": weight of what the sources say as teachers; 0: labels alone."""
+    hidden: bool = True
+    """method = "multitask": teachers' hidden states count too (not on causal backbones)."""

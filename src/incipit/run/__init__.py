@@ -8,6 +8,7 @@ from incipit.run.members import Tuned
 from incipit.run.parts import decode_options, examples_of, load_backbone, prompt_choice, text_form
 from incipit.run.pruned import Pruned, prune
 from incipit.run.sweep import Row, Spread, Swept, sweep
+from incipit.run.transferred import Transferred, TransferRow, transfer
 
 __all__ = [
     "Ensembled",
@@ -17,6 +18,8 @@ __all__ = [
     "Row",
     "Spread",
     "Swept",
+    "TransferRow",
+    "Transferred",
     "Tuned",
     "combine",
     "decode_options",
@@ -27,5 +30,6 @@ __all__ = [
     "prune",
     "sweep",
     "text_form",
+    "transfer",
     "tune",
 ]

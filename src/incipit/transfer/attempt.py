@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from incipit import files
-from incipit.backbones import Backbone
+from incipit.backbones import Backbone, GenerateOptions
 from incipit.batch import Batch, Encoded, collate
 from incipit.decode import Prediction, predict
 from incipit.encode import encode, question
@@ -124,12 +124,21 @@ class Attempt(nn.Module):
                 found.append(one.eval())
         return found
 
-    def predict(self, backbone: Backbone, examples: Sequence[Example], batch: int = 64) -> list[Prediction]:
-        """One Prediction for each example; a batch holds as many prompts as rows."""
+    def predict(
+        self,
+        backbone: Backbone,
+        examples: Sequence[Example],
+        batch: int = 64,
+        *,
+        mode: str = "auto",
+        options: GenerateOptions | None = None,
+    ) -> list[Prediction]:
+        """One Prediction for each example, see `decode.predict`; a batch holds as many prompts as rows."""
         found: list[Prediction] = []
         for start in range(0, len(examples), batch):
             part = examples[start : start + batch]
-            found += predict(backbone, self.prompts(backbone, part), part, range(len(part)), batch=batch)
+            own, rows = self.prompts(backbone, part), range(len(part))
+            found += predict(backbone, own, part, rows, mode=mode, options=options, batch=batch)
         return found
 
 

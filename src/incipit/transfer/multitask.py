@@ -6,10 +6,12 @@ Training and writing read one and the same Injection, so what was trained is wha
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from incipit import files
@@ -18,10 +20,12 @@ from incipit.batch import Batch, Encoded, collate
 from incipit.decode import predict, stacked
 from incipit.encode import encode
 from incipit.errors import DataError, PromptError
-from incipit.prompts import Prompt
+from incipit.prompts import MultitaskPrompt, Prompt
 from incipit.tasks.example import Example
 from incipit.tasks.metrics import METRICS, compute
 from incipit.train import ExampleStream, FitSettings, Outcome, Trainee, fit
+from incipit.train.gradients import Objective
+from incipit.transfer.distil import LAMBDA, Lesson, distilled
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,13 @@ def fit_shared(
     *,
     seed: int = 0,
     resume: bool = False,
+    teachers: Sequence[Prompt] = (),
+    weight: float = LAMBDA,
+    hidden: bool = True,
 ) -> Outcome:
     """Train the prompts of all tasks, the shared part by the gradients of all; they hold the result.
+
+    teachers: a prompt for each task that was tuned on it alone; the students follow them, see `distilled`.
 
     The dev score is the mean of the tasks' metrics. Save each with `artifact.save`: it bakes to plain rows. A later
     task starts from `sibling` of one of them, and is trained by this same call alone. Raises PromptError where no two
@@ -114,6 +123,13 @@ def fit_shared(
         injection = stacked([prompts[k] for k in used.tolist()], rows)
         return backbone.loss(replace(batch, rows=rows), injection)
 
+    objective: Objective = nll
+    if teachers:
+        if len(teachers) != len(tasks):
+            raise PromptError(f"{len(teachers)} teachers for {len(tasks)} tasks: give each its own")
+        lessons = [Lesson.of(backbone, one, task.train) for one, task in zip(teachers, tasks, strict=True)]
+        objective = distilled(nll, backbone, prompts, lessons, weight, hidden)
+
     def judge(live: Sequence[int]) -> dict[int, dict[str, float]]:
         scores = {}
         for task in tasks:
@@ -125,8 +141,30 @@ def fit_shared(
             return {}
         return {0: {"mean": sum(scores.values()) / len(scores), **scores}}
 
-    (outcome,) = fit([trainee], nll, settings, folder, joined, evaluate=judge, resume=resume,
-                     identity={"tasks": [task.name for task in tasks]})  # fmt: skip
+    (outcome,) = fit([trainee], objective, settings, folder, joined, evaluate=judge, resume=resume,
+                     identity={"tasks": [task.name for task in tasks], "teachers": len(teachers)})  # fmt: skip
     for prompt in prompts:
         prompt.eval()
     return outcome
+
+
+def next_start(prompts: Sequence[Prompt]) -> Prompt:
+    """A prompt for one more task: the shared part of these, and the mean of their own numbers; all of it its own.
+
+    Wang et al. 2023, section 3.2 (target adaptation). Raises PromptError where they share no part.
+    """
+    made = copy.deepcopy(prompts[0])
+    inner, others = shared_within(made), [shared_within(prompt) for prompt in prompts]
+    for name, parameter in inner.own.items():
+        parameter.data = torch.stack([one.own[name].detach() for one in others]).mean(dim=0)
+    return made
+
+
+def shared_within(prompt: Prompt) -> MultitaskPrompt:
+    """The multi-task prompt inside constant text and read-outs."""
+    found = next((part for part in prompt.modules() if isinstance(part, MultitaskPrompt)), None)
+    if found is None:
+        raise PromptError(
+            f"a prompt of kind {prompt.kind!r} shares no part with another: make it a MultitaskPrompt"
+        )
+    return found
