@@ -97,6 +97,43 @@ def test_every_cell_once(study: Path) -> None:
     assert not again.ran and len(again.known) == 9 and len(rows(Path("runs"))) == len(found)
 
 
+def test_a_matched_model_meets_the_prompts_score_on_validation(study: Path) -> None:
+    edit(
+        study / "studies" / "toy" / "small.toml",
+        'method = ["prompt", "model", "few-shot"]',
+        'method = ["matched"]',
+    )
+    edit(study / "studies" / "toy" / "small.toml", "two = {} }", "two = {} }\n[experiments.unmatched]\n"
+         'task = ["toy"]\nbackbone = ["one"]\nmethod = ["model"]\nshift = ["far"]')  # fmt: skip
+    plan = Study.read("toy")
+    assert len({p.cell.key for p in plan.places(["size", "unmatched"])}) == 3
+    done = grid.run(plan, "runs", only=["size"], say=SILENT)
+    assert done.ran == [f"size/toy/{m}/{s}" for s in ("one", "two") for m in ("prompt", "matched")]
+    found = {(r["name"], r["seed"]): r for r in rows(Path("runs"))}
+    for seed in (0, 1):
+        prompt, matched = (found[f"size/toy/{m}/one", seed] for m in ("prompt", "matched"))
+        assert matched["extra"]["match"] == prompt["scores"]["validation"]["accuracy"]
+        assert set(matched["scores"]) == {"validation", "test", "shift:far"}
+    assert len(grid.run(plan, "runs", only=["size"], say=SILENT).known) == 4
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ('match = "prompt"', 'match = "promt"', "match = 'promt' is no other of [methods]; did you mean 'prompt'"),
+        ('match = "prompt"', 'match = "matched"', "match = 'matched' is no other of [methods]"),
+        ('match = "prompt"', 'match = "few-shot"', "size/toy/few-shot/one has no score on validation for the seeds [0, 1]"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_matched(study: Path, before: str, after: str, says: str) -> None:
+    path = study / "studies" / "toy" / "small.toml"
+    edit(path, 'method = ["prompt", "model", "few-shot"]', 'method = ["matched"]')
+    edit(path, before, after)
+    with pytest.raises(RecipeError) as refused:
+        grid.run(Study.read("toy"), "runs", only=["size"], say=SILENT)
+    assert says in str(refused.value)
+
+
 def test_limits_and_seeds_that_come_later(study: Path) -> None:
     one = grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT, limit=1)
     assert len(one.ran) == 1

@@ -112,6 +112,9 @@ class TrainTable(Table):
     """Validation examples that each of these scores reads; 0: all."""
     patience: Whole = 0
     """Stop after this many scores without a better one; 0: never."""
+    match: float | None = None
+    """Keep the checkpoint whose score on validation is nearest to this (the earliest of equals), to compare methods at
+    one score; without this key: the best one."""
     micro_batch: Whole = 0
     """Rows of one forward pass; the result does not change. 0: as many as `memory` holds."""
     memory: Annotated[float, Field(ge=0)] = 0.0

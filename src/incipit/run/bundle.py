@@ -9,9 +9,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from incipit import artifact, files
@@ -103,7 +105,7 @@ def ordered(tuned: Sequence[Tuned], recipes: Sequence[Recipe]) -> list[Tuned]:
 
 def _bundle_key(recipe: Recipe, seed: int) -> str:
     """Recipes with equal keys can train in one bundle; a model is tuned alone."""
-    train = recipe.train.model_dump(exclude={"lr", "lr_absolute", "seeds", "eval_limit"})
+    train = recipe.train.model_dump(exclude={"lr", "lr_absolute", "seeds", "eval_limit", "match"})
     kind = recipe.prompt.kind
     prompt = recipe.prompt.model_dump(include={"kind", "sites", "readout", "attention"})
     layout = "" if kind == "input" else recipe.prompt.layout  # may put rows beside keys and values, or none
@@ -178,7 +180,8 @@ class Bundle:
     def judge(self, examples: Sequence[Example], metrics: Sequence[str]) -> dict[str, Evaluation]:
         """Every member, with its best tensors, on other examples than its own; by its name."""
         trials = [Trial(m.prompt, examples, metrics, decode_options(m.recipe)) for m in self.members]
-        found = evaluate_all(self.backbone, trials)
+        with precision_of(self.members, self.backbone):
+            found = evaluate_all(self.backbone, trials)
         return {m.name: one for m, one in zip(self.members, found, strict=True)}
 
     def finish(self, tested: Callable[[Member], bool]) -> list[Tuned]:
@@ -189,7 +192,8 @@ class Bundle:
             self._seconds = seconds
         assert self._backbone is not None
         trials = {m.name: test for m in self.members if tested(m) and (test := m.test) is not None}
-        found = evaluate_all(self._backbone, list(trials.values()), legality=True)
+        with precision_of(self.members, self._backbone):
+            found = evaluate_all(self._backbone, list(trials.values()), legality=True)
         scores = {name: one.scores for name, one in zip(trials, found, strict=True)}
         return [
             keep(m, o, self._backbone, self.folder, self._seconds, scores.get(m.name))
@@ -217,7 +221,8 @@ def fit_members(
 
     def evaluate(live: Sequence[int]) -> dict[int, dict[str, float]]:
         trials = {k: dev for k in live if (dev := members[k].dev) is not None}
-        found = evaluate_all(backbone, list(trials.values()))
+        with precision_of(members, backbone):
+            found = evaluate_all(backbone, list(trials.values()))
         return {k: one.scores for k, one in zip(trials, found, strict=True)}
 
     same = {
@@ -229,6 +234,13 @@ def fit_members(
         [m.trainee for m in members], _objective(members, backbone), fit_settings(members, backbone, show),
         folder, collating(backbone), evaluate=evaluate, identity=same | dict(identity or {}), resume=resume,
     )  # fmt: skip
+
+
+def precision_of(members: Sequence[Member], backbone: Backbone) -> AbstractContextManager[object]:
+    """What scores are computed in: of a tuned model as it was trained, for nobody reads it again; else as it is held."""
+    train = members[0].recipe.train
+    narrow = train.method != "prompt" and train.precision == "bfloat16"
+    return torch.autocast(backbone.device.type, torch.bfloat16, enabled=narrow)
 
 
 def collating(backbone: Backbone) -> Collate:

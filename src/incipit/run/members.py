@@ -115,7 +115,7 @@ def make_member(recipe: Recipe, seed: int, data: Data, given: Prompt | None = No
     module, units = _trained(recipe, backbone, prompt, seed)
     rate = train.lr if train.lr_absolute is None else train.lr_absolute
     ready = data.ready(recipe, prompt.length if prompt is not None else 0)
-    trainee = Trainee(name, module, _stream(task, ready, seed), units, rate)
+    trainee = Trainee(name, module, _stream(task, ready, seed), units, rate, train.match)
     chosen: Sequence[Example] = task.validation
     if train.eval_limit:
         chosen = list(chosen)[: train.eval_limit]

@@ -76,6 +76,8 @@ def _once(study: Study, only: Sequence[str]) -> list[Cell]:
     """The different cells, grouped by backbone so that each is loaded once."""
     different: dict[str, Cell] = {}
     for place in study.places(only):
+        if place.cell.match is not None:  # what it is to meet comes first
+            different.setdefault(place.cell.match.key, place.cell.match)
         different.setdefault(place.cell.key, place.cell)
     order = list(dict.fromkeys(cell.backbone for cell in different.values()))
     return sorted(different.values(), key=lambda cell: order.index(cell.backbone))
@@ -201,7 +203,8 @@ class _Bench:
         place = (
             self.folder / "cells" / files.sha256_json(identity)[:16] / ("seeds-" + "-".join(map(str, seeds)))
         )
-        found = cells.run(cell, seeds, place, lambda: self.lend(cell), lambda: self.fresh(cell))
+        match = None if cell.match is None else self._targets(cell.match, seeds)
+        found = cells.run(cell, seeds, place, lambda: self.lend(cell), lambda: self.fresh(cell), match)
         rows = []
         for one in found:
             known = record.find(self.path, one)
@@ -209,6 +212,22 @@ class _Bench:
         cells.clear(cell, seeds, place)
         self.rows += rows
         return rows
+
+    def _targets(self, cell: Cell, seeds: Sequence[int]) -> dict[int, float]:
+        """Seed -> score on validation of a cell that was run."""
+        data, fingerprint = self._data(cell), self.lend(cell).fingerprint
+        found = {
+            row["seed"]: score(row, "validation")
+            for row in self._mine(cell)
+            if row["data"] == data and row["backbone"]["fingerprint"] == fingerprint
+        }
+        missing = [seed for seed in seeds if found.get(seed) is None]
+        if missing:
+            raise RecipeError(
+                f"{cell.name} has no score on validation for the seeds {missing}, which another cell is to meet: "
+                "give its task a validation split and both the same seeds"
+            )
+        return {seed: value for seed in seeds if (value := found[seed]) is not None}
 
     def _made(self, label: str) -> str:
         """Where a backbone is; one that the study trains itself is trained first."""

@@ -39,7 +39,10 @@ PLACES = ("data", "train", "validation", "test")  # of a task: where, not what
 
 @dataclass(frozen=True)
 class Cell:
-    """One thing to run. key: hash of its settings. shift: further tasks that its result is scored on."""
+    """One thing to run. key: hash of its settings. shift: further tasks that its result is scored on.
+
+    match: the cell whose score on validation it is to meet, seed by seed; its nearest checkpoint is kept, not its best.
+    """
 
     key: str
     name: str
@@ -48,6 +51,7 @@ class Cell:
     backbone: str
     shots: int = 0
     shift: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    match: Cell | None = None
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -156,19 +160,38 @@ class Study:
         shift = {t: self._task(t) for t in table.get("shift", ())}
         for labels in itertools.product(*axes.values()):
             coordinates = dict(zip(axes, labels, strict=True))
-            changes: dict[str, Any] = {}
-            for axis, label in coordinates.items():
-                changes |= axes[axis][label]
-            changes |= table.get("set", {})
-            if "seeds" in table:
-                changes["train.seeds"] = table["seeds"]
-            own = "/".join([name, *labels])
-            label = backbones.format(**coordinates) if isinstance(backbones, str) else coordinates["backbone"]
-            if label not in self.table["backbones"]:
-                raise RecipeError(
-                    f"{own}: {label!r} is not in [backbones]{nearest(label, self.table['backbones'])}"
-                )
-            yield Place(name, coordinates, self._cell(own, coordinates["task"], label, changes, shift))
+            yield Place(name, coordinates, self._at(name, coordinates, axes, shift))
+
+    def _at(
+        self,
+        name: str,
+        coordinates: Mapping[str, str],
+        axes: Mapping[str, Mapping[str, Any]],
+        shift: Mapping[str, Any],
+    ) -> Cell:
+        """The cell of an experiment at these labels of its axes."""
+        table, own = self.experiments[name], "/".join([name, *coordinates.values()])
+        changes: dict[str, Any] = {}
+        for axis, label in coordinates.items():
+            changes |= axes[axis][label]
+        changes |= table.get("set", {})
+        if "seeds" in table:
+            changes["train.seeds"] = table["seeds"]
+        backbones, match = table["backbone"], str(changes.pop("match", ""))
+        label = backbones.format(**coordinates) if isinstance(backbones, str) else coordinates["backbone"]
+        if label not in self.table["backbones"]:
+            raise RecipeError(
+                f"{own}: {label!r} is not in [backbones]{nearest(label, self.table['backbones'])}"
+            )
+        if not match:
+            return self._cell(own, coordinates["task"], label, changes, shift)
+        if match not in self.table["methods"] or match == coordinates["method"]:
+            raise RecipeError(
+                f"{own}: match = {match!r} is no other of [methods]{nearest(match, self.table['methods'])}"
+            )
+        known = {**axes, "method": {match: self.table["methods"][match]}}
+        partner = self._at(name, {**coordinates, "method": match}, known, shift)
+        return self._cell(own, coordinates["task"], label, changes, shift, partner)
 
     def _task(self, label: str) -> dict[str, Any]:
         """The [task] table of a task, with the data folder written in."""
@@ -176,7 +199,13 @@ class Study:
         return {k: v.replace("{data}", self.data) if k in PLACES else v for k, v in task.items()}
 
     def _cell(
-        self, name: str, task: str, label: str, changes: Mapping[str, Any], shift: Mapping[str, Any]
+        self,
+        name: str,
+        task: str,
+        label: str,
+        changes: Mapping[str, Any],
+        shift: Mapping[str, Any],
+        match: Cell | None = None,
     ) -> Cell:
         changes = dict(changes)
         do, shots = str(changes.pop("do", "tune")), int(changes.pop("shots", 0))
@@ -203,8 +232,9 @@ class Study:
         recipe = Recipe.of(table, self.overrides, source=f"{self.folder / self.scale}.toml, {name}")
         key = files.sha256_json(
             [_lasting(recipe, do, shots), self.origin(label), _placeless(shift) if do != "few-shot" else {}]
+            + ([] if match is None else [match.key])
         )
-        return Cell(key, name, do, recipe, label, shots, shift if do != "few-shot" else {})
+        return Cell(key, name, do, recipe, label, shots, shift if do != "few-shot" else {}, match)
 
     def origin(self, backbone: str) -> Any:
         """What a backbone is, whatever its place: its name, or the recipes that pre-train it, one after another."""
