@@ -12,6 +12,7 @@ import pytest
 from incipit import files, record
 from incipit.errors import DataError, RecipeError
 from incipit.study import Study, grid
+from incipit.study.points import Points
 
 SILENT: Any = lambda line: None  # noqa: E731
 
@@ -122,7 +123,7 @@ def test_a_matched_model_meets_the_prompts_score_on_validation(study: Path) -> N
     [
         ('match = "prompt"', 'match = "promt"', "match = 'promt' is no other of [methods]; did you mean 'prompt'"),
         ('match = "prompt"', 'match = "matched"', "match = 'matched' is no other of [methods]"),
-        ('match = "prompt"', 'match = "few-shot"', "size/toy/few-shot/one has no score on validation for the seeds [0, 1]"),
+        ('match = "prompt"', 'match = "few-shot"', "toy/few-shot/one has no score on validation for the seeds [0, 1]"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_matched(study: Path, before: str, after: str, says: str) -> None:
@@ -132,6 +133,53 @@ def test_what_cannot_be_matched(study: Path, before: str, after: str, says: str)
     with pytest.raises(RecipeError) as refused:
         grid.run(Study.read("toy"), "runs", only=["size"], say=SILENT)
     assert says in str(refused.value)
+
+
+BOTH = """
+[tasks.other]
+kind = "classification"
+input = "say {text}"
+labels = { 0 = "wrong", 1 = "right" }
+train = "{data}/toy:train"
+test = "{data}/toy:test"
+split = { validation = 0.2 }
+metrics = ["accuracy"]
+set = { "prompt.length" = 3 }
+[methods.multi-task]
+mixture = { limit = 8 }
+"train.method" = "model"
+"prompt.kind" = "none"
+"train.lr" = 0.001
+[experiments.both]
+task = ["toy", "other"]
+backbone = ["one"]
+method = ["multi-task", "model"]
+[experiments.vote]"""
+
+
+def test_a_mixture_is_one_cell_and_every_task_reads_its_own_score(study: Path) -> None:
+    edit(study / "studies" / "toy" / "small.toml", "[experiments.vote]", BOTH)
+    plan = Study.read("toy")
+    toy, _, other, _ = (p.cell for p in plan.places(["both"]))
+    assert toy.key == other.key and toy.name == other.name == "both/toy+other/one/multi-task"
+    done = grid.run(plan, "runs", only=["both"], say=SILENT)
+    assert len(done.ran) == 3
+    found = rows(Path("runs"))
+    mixed = next(r for r in found if r["name"] == toy.name)
+    alone = {r["name"].split("/")[1]: r["data"]["task"] for r in found if r["name"] != toy.name}
+    assert mixed["data"] == {f"task:{name}": digest for name, digest in alone.items()}
+    assert not {"data", "train", "test"} & set(mixed["settings"]["mixture"]["tasks"]["other"])
+    points = {tuple(p.place.coordinates.values()): p for p in Points.of(plan, found).of_experiment("both")}
+    for task in ("toy", "other"):
+        point, scores = (
+            points[task, "one", "multi-task"],
+            [r["scores"]["test"] for r in found if r["name"] == toy.name],
+        )
+        assert point.numbers("test") == [one[f"{task}.accuracy"] for one in scores]
+        assert point.numbers("test.legal_rate") == [one[f"{task}.legal_rate"] for one in scores]
+    assert len(grid.run(plan, "runs", only=["both"], say=SILENT).known) == 3
+    edit(study / "studies" / "toy" / "small.toml", "limit = 8", "limit = 9")
+    assert Study.read("toy").places(["both"])[0].cell.key != toy.key
 
 
 def test_limits_and_seeds_that_come_later(study: Path) -> None:

@@ -21,6 +21,7 @@ from incipit.recipe import (
     BackboneTable,
     DecodeTable,
     EnsembleTable,
+    MixtureTable,
     PromptTable,
     PruneTable,
     Recipe,
@@ -82,7 +83,7 @@ def text() -> str:
 
 def _tables() -> dict[str, type[Any]]:
     tables = {"backbone": BackboneTable, "prompt": PromptTable, "train": TrainTable, "decode": DecodeTable}
-    return {**tables, "ensemble": EnsembleTable}
+    return {**tables, "mixture": MixtureTable, "ensemble": EnsembleTable}
 
 
 def _fields(table: type[Any]) -> str:

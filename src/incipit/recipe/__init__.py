@@ -3,12 +3,20 @@
 from incipit.recipe.problems import settings_of
 from incipit.recipe.prunes import PruneTable
 from incipit.recipe.recipe import Recipe
-from incipit.recipe.tables import BackboneTable, DecodeTable, EnsembleTable, PromptTable, TrainTable
+from incipit.recipe.tables import (
+    BackboneTable,
+    DecodeTable,
+    EnsembleTable,
+    MixtureTable,
+    PromptTable,
+    TrainTable,
+)
 
 __all__ = [
     "BackboneTable",
     "DecodeTable",
     "EnsembleTable",
+    "MixtureTable",
     "PromptTable",
     "PruneTable",
     "Recipe",

@@ -26,6 +26,8 @@ def clashes(recipe: Recipe, spec: TaskSpec | None, broken: Collection[str] = ())
         found += _decode(recipe)
     if "ensemble" not in broken:
         found += _ensemble(recipe)
+    if not {"mixture", "train", "prompt", "task"} & set(broken):
+        found += _mixture(recipe, spec)
     if spec is not None and not broken:
         found += _task(recipe, spec)
     return found
@@ -147,6 +149,24 @@ def _ensemble(recipe: Recipe) -> Iterator[str]:
         yield from _unread(e, [*gate[:2], *gate[6:]], "ensemble", 'ensemble.method = "fixed" or "sesom"')
     if e.method != "sesom":
         yield from _unread(e, gate[2:6], "ensemble", 'ensemble.method = "sesom"')
+
+
+def _mixture(recipe: Recipe, spec: TaskSpec | None) -> Iterator[str]:
+    m = recipe.mixture
+    if m is None:
+        return
+    if recipe.train.method == "prompt":
+        yield 'mixture: one model learns several tasks; got train.method = "prompt"; set "model", "lora" or "ia3"'
+    if recipe.prompt.kind != "none":
+        yield f'mixture: has no soft rows; got prompt.kind = "{recipe.prompt.kind}"; set prompt.kind = "none"'
+    if recipe.prompt.readout == "head":
+        yield 'mixture: one head cannot answer several tasks; got prompt.readout = "head"; set "words"'
+    if not m.tasks:
+        yield "mixture.tasks: needs another task; got none; write [mixture.tasks.NAME], or remove [mixture]"
+    if spec is not None and spec.name in m.tasks:
+        yield f"mixture.tasks: {spec.name!r} is the name of the recipe's own task too; rename one"
+    if m.rates == "equal":
+        yield from _unread(m, ["limit"], "mixture", 'mixture.rates = "proportional"')
 
 
 def _task(recipe: Recipe, spec: TaskSpec) -> Iterator[str]:

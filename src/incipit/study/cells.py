@@ -92,9 +92,7 @@ def _trained(cell: Cell, recipe: Recipe, folder: Path, backbone: Backbone) -> li
         if one.prompt is not None and recipe.train.method == "prompt":
             extra |= {"frozen": None if before is None else _weights(backbone) == before}
             extra |= anatomy(one.prompt, backbone, bundle.members[0].task.labels)
-        data = {"task": one.record["data"]["task"]} | {
-            f"shift:{n}": task.data_hash for n, (task, _) in shifted.items()
-        }
+        data = one.record["data"] | {f"shift:{n}": task.data_hash for n, (task, _) in shifted.items()}
         seconds, parameters = float(one.record["seconds"]), int(one.record["parameters"])
         rows.append(_row(cell, one.seed, one.scores | own, data, backbone, seconds, parameters, extra))
     if cell.do == "ensemble":
@@ -124,6 +122,11 @@ def _row(
     table = cell.recipe.table()
     task = {k: v for k, v in table["task"].items() if k not in PLACES}
     kept_tables = {k: table[k] for k in ("prompt", "train", "decode")}
+    if "mixture" in table:
+        tasks = {
+            n: {k: v for k, v in t.items() if k not in PLACES} for n, t in table["mixture"]["tasks"].items()
+        }
+        kept_tables["mixture"] = table["mixture"] | {"tasks": tasks}
     settings = {"cell": cell.key, "do": cell.do, "shots": cell.shots, "task": task, **kept_tables}
     kept = {"name": cell.backbone, "fingerprint": backbone.fingerprint, "parameters": backbone.parameters}
     return record.Record(cell.name, seed, scores, settings, data, kept, round(seconds, 2), parameters, extra)

@@ -7,6 +7,7 @@ and are not read.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -128,6 +129,10 @@ def score(row: Mapping[str, Any], split: str = "test") -> float | None:
     return float(next(iter(scores.values()))) if scores else None
 
 
+def _itself(task: Task) -> Task:
+    return task
+
+
 class _Bench:
     """What cells share: the records, the data hashes, and one backbone at a time."""
 
@@ -153,7 +158,7 @@ class _Bench:
         rows = [
             row
             for row in rows
-            if row["data"] == data or (row["seed"] == -1 and row["data"]["task"] == data["task"])
+            if row["data"] == data or (row["seed"] == -1 and row["data"].get("task") == data.get("task"))
         ]
         if rows:
             fingerprint = self.lend(cell).fingerprint
@@ -172,7 +177,14 @@ class _Bench:
                 self._hashes[key] = task().data_hash
             return self._hashes[key]
 
-        found = {"task": of(cell.recipe.table()["task"], cell.recipe.load_task)}
+        if cell.recipe.mixture is not None:
+            tasks = cell.recipe.load_mixed()
+            found = {
+                f"task:{name}": of(dataclasses.asdict(task.spec), partial(_itself, task))
+                for name, task in tasks.items()
+            }
+        else:
+            found = {"task": of(cell.recipe.table()["task"], cell.recipe.load_task)}
         for name, table in cell.shift.items():
             found[f"shift:{name}"] = of(dict(table), partial(Task.load, {"name": "shift", **table}))
         return found

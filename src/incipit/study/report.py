@@ -259,7 +259,10 @@ def _provenance(points: Points) -> list[Block]:
         ["seeds", ", ".join(map(str, seeds))],
         ["hours", f"{hours:.2f}"],
         ["backbones", "; ".join(backbones)],
-        ["data hashes", str(len({row["data"]["task"] for row in rows}))],
+        [
+            "data hashes",
+            str(len({h for row in rows for k, h in row["data"].items() if k.startswith("task")})),
+        ],
     ]
     blocks.append(Table(["what", "is"], told))
     if points.aside:
