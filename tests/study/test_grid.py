@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from incipit import files, record
-from incipit.errors import DataError, RecipeError
+from incipit.errors import BackboneError, DataError, Interrupted, RecipeError
 from incipit.study import Study, grid
 from incipit.study.points import Points
+from incipit.train import loop
 
 SILENT: Any = lambda line: None  # noqa: E731
 
@@ -211,9 +212,57 @@ def test_a_stand_in_is_not_taken_for_the_backbone(study: Path) -> None:
     assert len(grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT).ran) == 2
 
 
-def test_missing_data_is_told(study: Path) -> None:
-    with pytest.raises(DataError, match="'nowhere/toy:train' does not exist"):
-        grid.run(Study.read("toy", data="nowhere"), "runs", say=SILENT)
+def test_missing_data_is_told_before_anything_starts(study: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(DataError) as refused:
+        grid.run(Study.read("toy", data="nowhere"), "runs", say=said.append)
+    told = str(refused.value)
+    assert "nothing was started: 1 problem(s)" in told and "--data" in told
+    assert "'nowhere/toy:train' does not exist" in told and "(for size, length, vote)" in told
+    assert not said and not files.exists(study / "runs")
+
+
+def test_a_renamed_field_is_told_with_its_line(study: Path) -> None:
+    edit(study / "data" / "toy" / "train.jsonl", '"label"', '"lable"')
+    with pytest.raises(
+        DataError, match=r"train.jsonl:1: no field 'label'; did you mean 'lable'(.|\n)*for length"
+    ):
+        grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT)
+
+
+def test_a_wrong_backbone(study: Path) -> None:
+    from incipit.backbones import tiny
+
+    tiny.save("bert", study / "bert")
+    with pytest.raises(BackboneError, match="nowhere"):
+        grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT, stand_in="nowhere")
+    edit(study / "studies" / "toy" / "small.toml", 'two = { name = "t5"', 'two = { name = "bert"')
+    with pytest.raises(
+        BackboneError, match="encoder-decoder"
+    ):  # a sentinel before targets, which it has none of
+        grid.run(Study.read("toy"), "runs", only=["size"], say=SILENT)
+
+
+def test_ctrl_c_names_the_cell_and_the_same_line_goes_on(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(study / "studies" / "toy" / "small.toml", "steps = 2", "steps = 4")
+    accumulate, steps = loop.accumulate, []
+
+    def third(*given: Any, **named: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 5:  # the first step of the second cell; it is noticed at the next
+            os.kill(os.getpid(), signal.SIGINT)
+        return accumulate(*given, **named)
+
+    monkeypatch.setattr(loop, "accumulate", third)
+    with pytest.raises(
+        Interrupted,
+        match=r"in length/toy/one/prompt/4; its state and 1 of 2 cells .* 'runs': the same line goes on",
+    ):
+        grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT)
+    done = grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT)
+    assert (len(done.known), len(done.ran), len(steps)) == (1, 1, 8)  # no step was made twice
 
 
 KILLED = """

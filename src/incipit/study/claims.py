@@ -244,7 +244,9 @@ def _shifted(claim: Mapping[str, Any], points: Points) -> Judged:
         len(lefts),
         f"{_named(claim['left'])} minus {_named(claim['right'])} elsewhere",
     )
-    evidence = f"{told}, above in {won} of {len(splits)}; in its own domain {_told(own[0])} ± {100 * own[1]:.1f}"
+    evidence = (
+        f"{told}, above in {won} of {len(splits)}; in its own domain {_told(own[0])} ± {100 * own[1]:.1f}"
+    )
     margin = claim.get("matched")
     if margin is not None and abs(own[0]) > margin + 2 * own[1]:
         return UNSEEN, f"{evidence}: not matched there (margin {100 * margin:.1f})"

@@ -17,14 +17,14 @@ from typing import Any
 
 from incipit import files, record
 from incipit.backbones import Backbone, load
-from incipit.errors import RecipeError
+from incipit.errors import DataError, Interrupted, RecipeError
 from incipit.pretrain import PretrainSettings, pretrain
 from incipit.recipe import settings_of
 from incipit.study import cells
 from incipit.study.plan import Cell, Study
 from incipit.tasks.task import Task
 
-RECORDS = "records.jsonl"
+RECORDS, MADE = "records.jsonl", "made.json"
 Say = Callable[[str], None]
 
 
@@ -55,6 +55,7 @@ def run(
     """
     bench = _Bench(study, Path(folder), corpus, stand_in, say)
     todo = _once(study, only)
+    bench.check(todo)
     shown = Progress(study, todo, say)
     done, started = Done(), time.monotonic()
     for cell in todo:
@@ -66,7 +67,13 @@ def run(
         if limit and len(done.ran) >= limit:
             break
         shown.start(cell)
-        rows = bench.run(cell, lacking)
+        try:
+            rows = bench.run(cell, lacking)
+        except Interrupted as error:
+            raise Interrupted(
+                f"interrupted in {cell.name}; its state and {len(done.ran) + len(done.known)} of {len(todo)} cells "
+                f"are saved in {str(folder)!r}: the same line goes on"
+            ) from error
         shown.finish(cell, rows)
         done.ran.append(cell.name)
     done.seconds = time.monotonic() - started
@@ -143,6 +150,29 @@ class _Bench:
         self._hashes: dict[str, str] = {}
         self._loaded: tuple[str, Backbone] | None = None
         self._places: dict[str, str] = {}
+
+    def check(self, todo: Sequence[Cell]) -> None:
+        """Before hours of work: every data set can be read, and what a backbone is trained on is named.
+
+        Raises DataError with all that cannot, and the experiments that need it.
+        """
+        problems: dict[str, dict[str, None]] = {}
+        for cell in todo:
+            try:
+                self._data(cell)
+            except DataError as error:
+                problems.setdefault(str(error), {})[cell.name.split("/")[0]] = None
+        if problems:
+            told = [f"{what} (for {', '.join(names)})" for what, names in problems.items()]
+            raise DataError(
+                f"the data of this study cannot be read, so nothing was started: {len(told)} problem(s); give its "
+                "folder with --data, or a piece of the study with --only:\n  " + "\n  ".join(told)
+            )
+        for label in dict.fromkeys(cell.backbone for cell in todo if not self.stand_in):
+            if "pretrain" in self.study.table["backbones"][label] and not files.exists(
+                self._place(label) / MADE
+            ):
+                self._settings(str(self.study.table["backbones"][label]["pretrain"]), "")
 
     def _mine(self, cell: Cell) -> list[dict[str, Any]]:
         return [row for row in self.rows if row["settings"].get("cell") == cell.key]
@@ -248,16 +278,18 @@ class _Bench:
             return str(table.get("name", label))
         if label not in self._places:
             start = self._made(table["after"]) if "after" in table else ""
-            place = self.folder / "backbones" / f"{label}-{files.sha256_json(self.study.origin(label))[:8]}"
-            if not files.exists(place / "made.json"):
+            place = self._place(label)
+            if not files.exists(place / MADE):
                 self.say(f"{label}: pre-training by {table['pretrain']}")
                 settings = self._settings(str(table["pretrain"]), start)
                 exported = pretrain(settings, place, resume=True)
-                files.write_json(
-                    place / "made.json", {"recipe": table["pretrain"], "export": str(exported.name)}
-                )
+                files.write_json(place / MADE, {"recipe": table["pretrain"], "export": str(exported.name)})
             self._places[label] = str(place / "export")
         return self._places[label]
+
+    def _place(self, label: str) -> Path:
+        """Where a backbone of the study's own is, or will be."""
+        return self.folder / "backbones" / f"{label}-{files.sha256_json(self.study.origin(label))[:8]}"
 
     def _settings(self, recipe: str, start: str) -> PretrainSettings:
         path = self.study.folder / recipe
