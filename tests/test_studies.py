@@ -1,4 +1,5 @@
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -6,6 +7,9 @@ import pytest
 
 from incipit import files
 from incipit.recipe import PruneTable, Recipe
+from incipit.study import Study
+from incipit.study.page import Figure, as_markdown
+from incipit.study.points import Points
 
 STUDIES = Path(__file__).parents[1] / "studies"
 SST2 = sorted((STUDIES / "sst2").glob("*.toml"))
@@ -150,3 +154,50 @@ def test_the_search_of_xprompt_costs_less_than_three_trainings() -> None:
     for line in costs:
         assert len([row for row in line["extra"]["rows"] if row["stage"] in ("tokens", "pieces")]) == 18
     assert all(float(row[-2]) <= 3 and float(row[-1]) <= 3 for row in xprompt().cost_table(costs))
+
+
+# -- lester2021 -----------------------------------------------------------------------------------------
+
+
+def lester() -> ModuleType:
+    """studies/lester2021/table.py."""
+    spec = importlib.util.spec_from_file_location("lester", STUDIES / "lester2021" / "table.py")
+    assert spec is not None and spec.loader is not None
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    return table
+
+
+def test_the_pages_of_lester_show_their_records() -> None:
+    table, folder = lester(), STUDIES / "lester2021"
+    found = table.made()
+    front = files.read_bytes(folder / "README.md").decode()
+    assert table.page(front, table.results(found)) == front
+    assert files.read_bytes(folder / "report.md").decode() == as_markdown(found.blocks, "figures")
+    figures = {block.name for block in found.blocks if isinstance(block, Figure)}
+    assert {p.stem for p in folder.glob("figures/*.svg")} == figures and figures
+    whole = files.read_bytes(folder / "report.html").decode()
+    assert whole.count("<svg") == len(figures) and "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", whole)
+
+
+def test_every_record_of_lester_counts_and_has_its_provenance() -> None:
+    rows = files.read_jsonl(lester().RECORDS)
+    study = Study.read(str(STUDIES / "lester2021"), "small")
+    assert rows and not [row for row in rows if row["provenance"]["dirty"]]
+    assert len(Points.of(study, rows).rows()) == len(rows)
+    for row in rows:
+        assert {"commit", "versions", "machine", "time"} <= set(row["provenance"]) and row["data"]
+
+
+def test_new_records_are_added_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = lester()
+    rows = files.read_jsonl(table.RECORDS)[:3]
+    files.append_jsonl(tmp_path / "new.jsonl", rows[0])
+    files.append_jsonl(
+        tmp_path / "new.jsonl", rows[1] | {"provenance": rows[1]["provenance"] | {"dirty": True}}
+    )
+    files.append_jsonl(tmp_path / "new.jsonl", rows[2])
+    monkeypatch.setattr(table, "RECORDS", tmp_path / "small.jsonl")
+    files.append_jsonl(tmp_path / "small.jsonl", rows[0])
+    assert table.add([str(tmp_path / "new.jsonl")]) == 1 and table.add([str(tmp_path / "new.jsonl")]) == 0
+    assert files.read_jsonl(tmp_path / "small.jsonl") == [rows[0], rows[2]]
