@@ -1,7 +1,7 @@
 """Records -> report, figures and the results in README.md: python studies/lester2021/table.py [NEW RECORDS.jsonl ...]
 
-New records are added to records/small.jsonl first; rows that are there already, or that were made from uncommitted code,
-are left out.
+New records are added to records/small.jsonl first. Rows that are there already, or that were made from uncommitted
+code, are left out.
 """
 
 import json
