@@ -1,4 +1,5 @@
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -7,6 +8,9 @@ import pytest
 from incipit import files
 from incipit.recipe import PruneTable, Recipe
 from incipit.study import comparison
+from incipit.study import Study
+from incipit.study.page import Figure, as_markdown
+from incipit.study.points import Points
 
 STUDIES = Path(__file__).parents[1] / "studies"
 SST2 = sorted((STUDIES / "sst2").glob("*.toml"))
@@ -176,3 +180,53 @@ def test_an_ensemble_costs_the_memory_of_one_and_says_the_same() -> None:
     for row in files.read_jsonl(path) if files.exists(path) else ():
         assert row["extra"]["memory"] <= 1.3 and row["extra"]["difference"] <= 1e-4
         assert set(row["extra"]["ways"]) == {"one", "together", "apart"}
+
+
+# -- lester2021 -----------------------------------------------------------------------------------------
+
+
+def lester() -> ModuleType:
+    """studies/lester2021/table.py."""
+    spec = importlib.util.spec_from_file_location("lester", STUDIES / "lester2021" / "table.py")
+    assert spec is not None and spec.loader is not None
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    return table
+
+
+def test_the_pages_of_lester_show_their_records() -> None:
+    table, folder = lester(), STUDIES / "lester2021"
+    found = table.made()
+    front = files.read_bytes(folder / "README.md").decode()
+    assert table.page(front, table.results(found)) == front
+    assert files.read_bytes(folder / "report.md").decode() == as_markdown(found.blocks, "figures")
+    figures = {block.name for block in found.blocks if isinstance(block, Figure)}
+    assert {p.stem for p in folder.glob("figures/*.svg")} == figures and figures
+    whole = files.read_bytes(folder / "report.html").decode()
+    fetched = re.search(
+        r"(src|href|url)\s*[=(]\s*[\"']?(https?:|//)", whole
+    )  # names of namespaces are no addresses
+    assert whole.count("<svg") == len(figures) and "<script" not in whole and not fetched
+
+
+def test_every_record_of_lester_counts_and_has_its_provenance() -> None:
+    rows = files.read_jsonl(lester().RECORDS)
+    study = Study.read(str(STUDIES / "lester2021"), "small")
+    assert rows and not [row for row in rows if row["provenance"]["dirty"]]
+    assert len(Points.of(study, rows).rows()) == len(rows)
+    for row in rows:
+        assert {"commit", "versions", "machine", "time"} <= set(row["provenance"]) and row["data"]
+
+
+def test_new_records_are_added_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = lester()
+    rows = files.read_jsonl(table.RECORDS)[:3]
+    files.append_jsonl(tmp_path / "new.jsonl", rows[0])
+    files.append_jsonl(
+        tmp_path / "new.jsonl", rows[1] | {"provenance": rows[1]["provenance"] | {"dirty": True}}
+    )
+    files.append_jsonl(tmp_path / "new.jsonl", rows[2])
+    monkeypatch.setattr(table, "RECORDS", tmp_path / "small.jsonl")
+    files.append_jsonl(tmp_path / "small.jsonl", rows[0])
+    assert table.add([str(tmp_path / "new.jsonl")]) == 1 and table.add([str(tmp_path / "new.jsonl")]) == 0
+    assert files.read_jsonl(tmp_path / "small.jsonl") == [rows[0], rows[2]]

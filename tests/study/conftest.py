@@ -44,6 +44,7 @@ prompt = {}
 model = { "train.method" = "model", "prompt.kind" = "none", "train.lr" = 0.001 }
 few-shot = { do = "few-shot", shots = 2 }
 ensemble = { do = "ensemble" }
+matched = { match = "prompt", "train.method" = "model", "prompt.kind" = "none", "train.lr" = 0.001 }
 
 [experiments.size]
 task = ["toy"]

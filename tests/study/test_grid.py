@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from incipit import files, record
-from incipit.errors import DataError, RecipeError
+from incipit.errors import BackboneError, DataError, Interrupted, RecipeError
 from incipit.study import Study, grid
+from incipit.study.points import Points
+from incipit.train import loop
 
 SILENT: Any = lambda line: None  # noqa: E731
 
@@ -97,6 +99,90 @@ def test_every_cell_once(study: Path) -> None:
     assert not again.ran and len(again.known) == 9 and len(rows(Path("runs"))) == len(found)
 
 
+def test_a_matched_model_meets_the_prompts_score_on_validation(study: Path) -> None:
+    edit(
+        study / "studies" / "toy" / "small.toml",
+        'method = ["prompt", "model", "few-shot"]',
+        'method = ["matched"]',
+    )
+    edit(study / "studies" / "toy" / "small.toml", "two = {} }", "two = {} }\n[experiments.unmatched]\n"
+         'task = ["toy"]\nbackbone = ["one"]\nmethod = ["model"]\nshift = ["far"]')  # fmt: skip
+    plan = Study.read("toy")
+    assert len({p.cell.key for p in plan.places(["size", "unmatched"])}) == 3
+    done = grid.run(plan, "runs", only=["size"], say=SILENT)
+    assert done.ran == [f"size/toy/{m}/{s}" for s in ("one", "two") for m in ("prompt", "matched")]
+    found = {(r["name"], r["seed"]): r for r in rows(Path("runs"))}
+    for seed in (0, 1):
+        prompt, matched = (found[f"size/toy/{m}/one", seed] for m in ("prompt", "matched"))
+        assert matched["extra"]["match"] == prompt["scores"]["validation"]["accuracy"]
+        assert set(matched["scores"]) == {"validation", "test", "shift:far"}
+    assert len(grid.run(plan, "runs", only=["size"], say=SILENT).known) == 4
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ('match = "prompt"', 'match = "promt"', "match = 'promt' is no other of [methods]; did you mean 'prompt'"),
+        ('match = "prompt"', 'match = "matched"', "match = 'matched' is no other of [methods]"),
+        ('match = "prompt"', 'match = "few-shot"', "toy/few-shot/one has no score on validation for the seeds [0, 1]"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_matched(study: Path, before: str, after: str, says: str) -> None:
+    path = study / "studies" / "toy" / "small.toml"
+    edit(path, 'method = ["prompt", "model", "few-shot"]', 'method = ["matched"]')
+    edit(path, before, after)
+    with pytest.raises(RecipeError) as refused:
+        grid.run(Study.read("toy"), "runs", only=["size"], say=SILENT)
+    assert says in str(refused.value)
+
+
+BOTH = """
+[tasks.other]
+kind = "classification"
+input = "say {text}"
+labels = { 0 = "wrong", 1 = "right" }
+train = "{data}/toy:train"
+test = "{data}/toy:test"
+split = { validation = 0.2 }
+metrics = ["accuracy"]
+set = { "prompt.length" = 3 }
+[methods.multi-task]
+mixture = { limit = 8 }
+"train.method" = "model"
+"prompt.kind" = "none"
+"train.lr" = 0.001
+[experiments.both]
+task = ["toy", "other"]
+backbone = ["one"]
+method = ["multi-task", "model"]
+[experiments.vote]"""
+
+
+def test_a_mixture_is_one_cell_and_every_task_reads_its_own_score(study: Path) -> None:
+    edit(study / "studies" / "toy" / "small.toml", "[experiments.vote]", BOTH)
+    plan = Study.read("toy")
+    toy, _, other, _ = (p.cell for p in plan.places(["both"]))
+    assert toy.key == other.key and toy.name == other.name == "both/toy+other/one/multi-task"
+    done = grid.run(plan, "runs", only=["both"], say=SILENT)
+    assert len(done.ran) == 3
+    found = rows(Path("runs"))
+    mixed = next(r for r in found if r["name"] == toy.name)
+    alone = {r["name"].split("/")[1]: r["data"]["task"] for r in found if r["name"] != toy.name}
+    assert mixed["data"] == {f"task:{name}": digest for name, digest in alone.items()}
+    assert not {"data", "train", "test"} & set(mixed["settings"]["mixture"]["tasks"]["other"])
+    points = {tuple(p.place.coordinates.values()): p for p in Points.of(plan, found).of_experiment("both")}
+    for task in ("toy", "other"):
+        point, scores = (
+            points[task, "one", "multi-task"],
+            [r["scores"]["test"] for r in found if r["name"] == toy.name],
+        )
+        assert point.numbers("test") == [one[f"{task}.accuracy"] for one in scores]
+        assert point.numbers("test.legal_rate") == [one[f"{task}.legal_rate"] for one in scores]
+    assert len(grid.run(plan, "runs", only=["both"], say=SILENT).known) == 3
+    edit(study / "studies" / "toy" / "small.toml", "limit = 8", "limit = 9")
+    assert Study.read("toy").places(["both"])[0].cell.key != toy.key
+
+
 def test_limits_and_seeds_that_come_later(study: Path) -> None:
     one = grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT, limit=1)
     assert len(one.ran) == 1
@@ -126,9 +212,57 @@ def test_a_stand_in_is_not_taken_for_the_backbone(study: Path) -> None:
     assert len(grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT).ran) == 2
 
 
-def test_missing_data_is_told(study: Path) -> None:
-    with pytest.raises(DataError, match="'nowhere/toy:train' does not exist"):
-        grid.run(Study.read("toy", data="nowhere"), "runs", say=SILENT)
+def test_missing_data_is_told_before_anything_starts(study: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(DataError) as refused:
+        grid.run(Study.read("toy", data="nowhere"), "runs", say=said.append)
+    told = str(refused.value)
+    assert "nothing was started: 1 problem(s)" in told and "--data" in told
+    assert "'nowhere/toy:train' does not exist" in told and "(for size, length, vote)" in told
+    assert not said and not files.exists(study / "runs")
+
+
+def test_a_renamed_field_is_told_with_its_line(study: Path) -> None:
+    edit(study / "data" / "toy" / "train.jsonl", '"label"', '"lable"')
+    with pytest.raises(
+        DataError, match=r"train.jsonl:1: no field 'label'; did you mean 'lable'(.|\n)*for length"
+    ):
+        grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT)
+
+
+def test_a_wrong_backbone(study: Path) -> None:
+    from incipit.backbones import tiny
+
+    tiny.save("bert", study / "bert")
+    with pytest.raises(BackboneError, match="nowhere"):
+        grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT, stand_in="nowhere")
+    edit(study / "studies" / "toy" / "small.toml", 'two = { name = "t5"', 'two = { name = "bert"')
+    with pytest.raises(
+        BackboneError, match="encoder-decoder"
+    ):  # a sentinel before targets, which it has none of
+        grid.run(Study.read("toy"), "runs", only=["size"], say=SILENT)
+
+
+def test_ctrl_c_names_the_cell_and_the_same_line_goes_on(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(study / "studies" / "toy" / "small.toml", "steps = 2", "steps = 4")
+    accumulate, steps = loop.accumulate, []
+
+    def third(*given: Any, **named: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 5:  # the first step of the second cell; it is noticed at the next
+            os.kill(os.getpid(), signal.SIGINT)
+        return accumulate(*given, **named)
+
+    monkeypatch.setattr(loop, "accumulate", third)
+    with pytest.raises(
+        Interrupted,
+        match=r"in length/toy/one/prompt/4; its state and 1 of 2 cells .* 'runs': the same line goes on",
+    ):
+        grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT)
+    done = grid.run(Study.read("toy"), "runs", only=["length"], say=SILENT)
+    assert (len(done.known), len(done.ran), len(steps)) == (1, 1, 8)  # no step was made twice
 
 
 KILLED = """

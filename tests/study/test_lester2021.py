@@ -62,13 +62,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "rate": 5,
                 "steps": 3,
                 "kinds": 7,
-                "shift": 2,
+                "shift": 3,
                 "ensemble": 2,
             }
             | {
-                "paraphrase-qqp": 2,
-                "paraphrase-mrpc": 2,
-                "size": 36,
+                "paraphrase-qqp": 3,
+                "paraphrase-mrpc": 3,
+                "size": 48,
                 "length-by-size": 12,
                 "start-by-size": 12,
             }
@@ -76,8 +76,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         (
             "paper",
-            {"size": 120, "length": 200, "start": 120, "objective": 120, "adaptation": 160, "shift": 2}
-            | {"paraphrase-qqp": 2, "paraphrase-mrpc": 2, "ensemble": 8},
+            {"size": 160, "length": 200, "start": 120, "objective": 120, "adaptation": 160, "shift": 3}
+            | {"paraphrase-qqp": 3, "paraphrase-mrpc": 3, "ensemble": 8},
         ),
     ],
 )
@@ -94,7 +94,7 @@ def test_the_settings_of_the_paper() -> None:
     study = Study.read(str(FOLDER), "paper")
     for place in study.places():
         recipe, at = place.cell.recipe, place.coordinates
-        if place.cell.do == "few-shot" or at["method"] == "model":
+        if place.cell.do == "few-shot" or recipe.train.method == "model":
             continue
         train, prompt = recipe.train, recipe.prompt
         assert (train.steps, train.batch, train.lr_absolute, train.weight_decay) == (30000, 32, 0.3, 1e-5)

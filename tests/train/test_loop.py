@@ -89,6 +89,26 @@ def test_patience_stops_one_trainee_and_not_the_other(toy: ModuleType, tmp_path:
     assert set(rows) == {"p1"}
 
 
+def test_a_trainee_keeps_what_is_nearest_to_its_match(toy: ModuleType, tmp_path: Path) -> None:
+    many = toy.trainees()
+    many[0].match = 0.5
+    curve = {2: 0.1, 4: 0.25, 6: 0.75, 8: 0.9, 10: 0.8}  # 0.25 and 0.75 are as near: the earlier stays
+    held: list[Any] = []
+
+    def evaluate(live: list[int]) -> dict[int, dict[str, float]]:
+        held.append(many[0].module.start.detach().clone())
+        return {k: {"accuracy": curve[2 * len(held)]} for k in live}
+
+    first, second = toy.train(
+        tmp_path, many, toy.settings(steps=10, eval_every=2, best="max"), evaluate=evaluate
+    )
+    assert (first.best_step, first.best_score, second.best_step) == (4, 0.25, 8)
+    assert torch.equal(many[0].module.start, held[1])  # and its tensors
+    many[0].match = 0.6
+    with pytest.raises(TrainingError, match=r"trainees.p0.match"):
+        toy.train(tmp_path, many, toy.settings(steps=10, eval_every=2, best="max"), resume=True)
+
+
 def test_all_live_trainees_are_evaluated_in_one_call(toy: ModuleType, tmp_path: Path) -> None:
     calls: list[list[int]] = []
 

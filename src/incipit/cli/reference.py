@@ -21,6 +21,7 @@ from incipit.recipe import (
     BackboneTable,
     DecodeTable,
     EnsembleTable,
+    MixtureTable,
     PromptTable,
     PruneTable,
     Recipe,
@@ -83,7 +84,7 @@ def text() -> str:
 
 def _tables() -> dict[str, type[Any]]:
     tables = {"backbone": BackboneTable, "prompt": PromptTable, "train": TrainTable, "decode": DecodeTable}
-    return {**tables, "ensemble": EnsembleTable, "transfer": TransferTable}
+    return {**tables, "mixture": MixtureTable, "ensemble": EnsembleTable, "transfer": TransferTable}
 
 
 def _fields(table: type[Any]) -> str:

@@ -28,6 +28,8 @@ def clashes(recipe: Recipe, spec: TaskSpec | None, broken: Collection[str] = ())
         found += _ensemble(recipe)
     if "transfer" not in broken:
         found += _transfer(recipe)
+    if not {"mixture", "train", "prompt", "task"} & set(broken):
+        found += _mixture(recipe, spec)
     if spec is not None and not broken:
         found += _task(recipe, spec)
     return found
@@ -176,6 +178,24 @@ def _transfer(recipe: Recipe) -> Iterator[str]:
         yield f"train.seeds: incipit transfer trains one; got {list(train.seeds)}; run it once for each"
     if t.method != "spot" and train.lr_absolute is not None:
         yield f'train.lr_absolute: only transfer.method = "spot" reads it; got {train.lr_absolute}; set train.lr'
+
+
+def _mixture(recipe: Recipe, spec: TaskSpec | None) -> Iterator[str]:
+    m = recipe.mixture
+    if m is None:
+        return
+    if recipe.train.method == "prompt":
+        yield 'mixture: one model learns several tasks; got train.method = "prompt"; set "model", "lora" or "ia3"'
+    if recipe.prompt.kind != "none":
+        yield f'mixture: has no soft rows; got prompt.kind = "{recipe.prompt.kind}"; set prompt.kind = "none"'
+    if recipe.prompt.readout == "head":
+        yield 'mixture: one head cannot answer several tasks; got prompt.readout = "head"; set "words"'
+    if not m.tasks:
+        yield "mixture.tasks: needs another task; got none; write [mixture.tasks.NAME], or remove [mixture]"
+    if spec is not None and spec.name in m.tasks:
+        yield f"mixture.tasks: {spec.name!r} is the name of the recipe's own task too; rename one"
+    if m.rates == "equal":
+        yield from _unread(m, ["limit"], "mixture", 'mixture.rates = "proportional"')
 
 
 def _task(recipe: Recipe, spec: TaskSpec) -> Iterator[str]:

@@ -28,6 +28,7 @@ from incipit.recipe.tables import (
     BackboneTable,
     DecodeTable,
     EnsembleTable,
+    MixtureTable,
     PromptTable,
     Table,
     TrainTable,
@@ -48,11 +49,13 @@ class Recipe(Table):
     """The keys of a TaskSpec, or builtin = "NAME", or form = "NAME" with data = "FOLDER", and the keys that differ."""
     train: TrainTable = TrainTable()
     decode: DecodeTable = DecodeTable()
+    mixture: MixtureTable | None = None
     ensemble: EnsembleTable | None = None
     transfer: TransferTable | None = None
 
     _base: str = PrivateAttr(default="")
     _spec: TaskSpec = PrivateAttr()
+    _mixed: dict[str, TaskSpec] = PrivateAttr(default_factory=dict)
 
     @classmethod
     def of(
@@ -79,6 +82,8 @@ class Recipe(Table):
                 known["task"] = {"name": known.get("name", "run"), **known["task"]}
             spec, wrong = _task(known["task"])
             problems += wrong
+        specs, wrong = _mixed(known.get("mixture"))
+        problems += wrong
         broken: set[str] = set()
         try:
             made = cls.model_validate(known)
@@ -92,6 +97,7 @@ class Recipe(Table):
             raise RecipeError(listed(problems, source))
         assert spec is not None
         made._base, made._spec = str(base), spec
+        made._mixed = {spec.name: spec, **specs} if made.mixture is not None else {}
         return made
 
     @classmethod
@@ -129,9 +135,24 @@ class Recipe(Table):
 
     def load_task(self) -> Task:
         """The task itself; its data is read when it is asked for."""
-        if "builtin" in self.task:
-            return builtin(self.task["builtin"], **{k: v for k, v in self.task.items() if k != "builtin"})
-        return Task.load(self._spec, base=self._base or None)
+        return self._loaded(self.task, self._spec)
+
+    def _loaded(self, table: Mapping[str, Any], spec: TaskSpec) -> Task:
+        if "builtin" in table:
+            return builtin(table["builtin"], **{k: v for k, v in table.items() if k != "builtin"})
+        return Task.load(spec, base=self._base or None)
+
+    @property
+    def mixed(self) -> Mapping[str, TaskSpec]:
+        """The definitions of a mixture's tasks by name, the recipe's own first; {} without a mixture."""
+        return self._mixed
+
+    def load_mixed(self) -> dict[str, Task]:
+        """The tasks of a mixture by name; {} without one."""
+        if self.mixture is None:
+            return {}
+        tables = {self._spec.name: self.task, **self.mixture.tasks}
+        return {name: self._loaded(tables[name], spec) for name, spec in self._mixed.items()}
 
     def table(self) -> dict[str, Any]:
         """All choices, defaults included, as JSON and TOML can hold them; `Recipe.of` reads it back."""
@@ -156,23 +177,36 @@ def _unplaced(table: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _task(table: Mapping[str, Any]) -> tuple[TaskSpec | None, list[str]]:
+def _mixed(table: Any) -> tuple[dict[str, TaskSpec], list[str]]:
+    """The TaskSpecs of a [mixture] table by name, and their problems."""
+    tasks = table.get("tasks") if isinstance(table, Mapping) else None
+    specs: dict[str, TaskSpec] = {}
+    problems: list[str] = []
+    for name, own in tasks.items() if isinstance(tasks, Mapping) else ():
+        if isinstance(own, Mapping):
+            spec, wrong = _task({**own, "name": name}, f"mixture.tasks.{name}")
+            problems += wrong
+            specs |= {name: spec} if spec is not None else {}
+    return specs, problems
+
+
+def _task(table: Mapping[str, Any], path: str = "task") -> tuple[TaskSpec | None, list[str]]:
     """The TaskSpec of a [task] table and its problems; None where there is none to judge further."""
     known = [*TaskSpec.__dataclass_fields__, "builtin", *catalogue.KEYS]
-    found = [f"task.{key}: unknown key{nearest(key, known)}" for key in table if key not in known]
+    found = [f"{path}.{key}: unknown key{nearest(key, known)}" for key in table if key not in known]
     try:
         table = catalogue.expanded(table)
     except RecipeError as error:
-        return None, [*found, f"task.{error}"]
+        return None, [*found, f"{path}.{error}"]
     values = {k: v for k, v in table.items() if k in known and k != "builtin" and v not in ({}, None)}
     spec = TaskSpec(**{"name": "", "kind": ""} | values)
     if "builtin" in table:
         try:
             spec = dataclasses.replace(builtin(str(table["builtin"])).spec, **values)
         except DataError as error:
-            return None, [*found, f"task.builtin: {error}"]
+            return None, [*found, f"{path}.builtin: {error}"]
     wrong = spec.problems()
-    return (None if wrong else spec), found + [f"task.{problem}" for problem in wrong]
+    return (None if wrong else spec), found + [f"{path}.{problem}" for problem in wrong]
 
 
 def _defaulted(recipe: Recipe, spec: TaskSpec | None) -> Recipe:

@@ -1,11 +1,12 @@
-"""The tables of a recipe: backbone, prompt, train, decode.
+"""The tables of a recipe: backbone, prompt, train, decode, and those that are absent where nothing is meant.
 
 The text under a field is its line in docs/cli.md.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -112,6 +113,9 @@ class TrainTable(Table):
     """Validation examples that each of these scores reads; 0: all."""
     patience: Whole = 0
     """Stop after this many scores without a better one; 0: never."""
+    match: float | None = None
+    """Keep the checkpoint whose score on validation is nearest to this (the earliest of equals), to compare methods at
+    one score; without this key: the best one."""
     micro_batch: Whole = 0
     """Rows of one forward pass; the result does not change. 0: as many as `memory` holds."""
     memory: Annotated[float, Field(ge=0)] = 0.0
@@ -149,6 +153,24 @@ class DecodeTable(Table):
     """sample = true: draw from this many likeliest tokens; 0: from all."""
     seed: Whole = 0
     """sample = true: seed of the draws."""
+
+
+class MixtureTable(Table):
+    """[mixture]: further tasks that one model is tuned on together with [task]. Absent where none is meant.
+
+    Needs train.method = "model", "lora" or "ia3". The checkpoint is chosen by the mean over the tasks of their first
+    metric; every task is scored by itself.
+    """
+
+    tasks: Mapping[str, Mapping[str, Any]] = {}
+    """Tables like [task], by name: [mixture.tasks.sst2]."""
+    rates: Literal["proportional", "equal"] = "proportional"
+    """How often a row is of a task: by the size of its train split, or all alike."""
+    limit: Whole = 0
+    """rates = "proportional": sizes count up to this limit, so that a large task does not crowd out the others; 0: no
+    limit."""
+    prefix: bool = True
+    """Write the task's name before every input, as T5 does; here alone, for a single task needs none."""
 
 
 class EnsembleTable(Table):

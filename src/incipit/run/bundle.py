@@ -9,9 +9,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from incipit import artifact, files
@@ -28,6 +30,7 @@ from incipit.train import FitSettings, OptimSettings, Outcome, fit
 from incipit.train.checkpoint import FILE as CHECKPOINT
 from incipit.train.gradients import Collate, Objective
 from incipit.train.trainee import FREE
+from incipit.transfer.multitask import Row
 from incipit.transfer.wayward import pulled, soft
 
 Pair = tuple[Recipe, int]  # a recipe and one of its seeds
@@ -103,7 +106,7 @@ def ordered(tuned: Sequence[Tuned], recipes: Sequence[Recipe]) -> list[Tuned]:
 
 def _bundle_key(recipe: Recipe, seed: int) -> str:
     """Recipes with equal keys can train in one bundle; a model is tuned alone."""
-    train = recipe.train.model_dump(exclude={"lr", "lr_absolute", "seeds", "eval_limit"})
+    train = recipe.train.model_dump(exclude={"lr", "lr_absolute", "seeds", "eval_limit", "match"})
     kind = recipe.prompt.kind
     prompt = recipe.prompt.model_dump(include={"kind", "sites", "readout", "attention"})
     layout = "" if kind == "input" else recipe.prompt.layout  # may put rows beside keys and values, or none
@@ -178,7 +181,8 @@ class Bundle:
     def judge(self, examples: Sequence[Example], metrics: Sequence[str]) -> dict[str, Evaluation]:
         """Every member, with its best tensors, on other examples than its own; by its name."""
         trials = [Trial(m.prompt, examples, metrics, decode_options(m.recipe)) for m in self.members]
-        found = evaluate_all(self.backbone, trials)
+        with precision_of(self.members, self.backbone):
+            found = evaluate_all(self.backbone, trials)
         return {m.name: one for m, one in zip(self.members, found, strict=True)}
 
     def finish(self, tested: Callable[[Member], bool]) -> list[Tuned]:
@@ -188,9 +192,7 @@ class Bundle:
             self.train(resume=True, show=False)
             self._seconds = seconds
         assert self._backbone is not None
-        trials = {m.name: test for m in self.members if tested(m) and (test := m.test) is not None}
-        found = evaluate_all(self._backbone, list(trials.values()), legality=True)
-        scores = {name: one.scores for name, one in zip(trials, found, strict=True)}
+        scores = scored([m for m in self.members if tested(m)], self._backbone, "test", legality=True)
         return [
             keep(m, o, self._backbone, self.folder, self._seconds, scores.get(m.name))
             for m, o in zip(self.members, self.outcomes, strict=True)
@@ -216,25 +218,49 @@ def fit_members(
     processes.wait_for_everyone()
 
     def evaluate(live: Sequence[int]) -> dict[int, dict[str, float]]:
-        trials = {k: dev for k in live if (dev := members[k].dev) is not None}
-        found = evaluate_all(backbone, list(trials.values()))
-        return {k: one.scores for k, one in zip(trials, found, strict=True)}
+        found = scored([members[k] for k in live], backbone, "validation")
+        return {k: found[members[k].name] for k in live if members[k].name in found}
 
     same = {
         "backbone": backbone.fingerprint,
         "recipes": [_same(r) for r in {m.recipe.name: m.recipe for m in members}.values()],
-        "data": {m.name: m.task.data_hash for m in members},
+        "data": {m.name: m.data["task"] if m.mixture is None else m.data for m in members},
     }
     return fit(
         [m.trainee for m in members], _objective(members, backbone), fit_settings(members, backbone, show),
-        folder, collating(backbone), evaluate=evaluate, identity=same | dict(identity or {}), resume=resume,
+        folder, collating(backbone, mixed=members[0].mixture is not None), evaluate=evaluate,
+        identity=same | dict(identity or {}), resume=resume,
     )  # fmt: skip
 
 
-def collating(backbone: Backbone) -> Collate:
-    """Rows of several members -> a Batch."""
+def precision_of(members: Sequence[Member], backbone: Backbone) -> AbstractContextManager[object]:
+    """What scores are computed in: of a tuned model as it was trained, for nobody reads it again."""
+    train = members[0].recipe.train
+    narrow = train.method != "prompt" and train.precision == "bfloat16"
+    return torch.autocast(backbone.device.type, torch.bfloat16, enabled=narrow)
+
+
+def scored(
+    members: Sequence[Member], backbone: Backbone, split: str, *, legality: bool = False
+) -> dict[str, dict[str, float]]:
+    """Name of a member -> its scores on a split, all in the same batches; without that split it is left out."""
+    trials = {(m.name, task): trial for m in members for task, trial in m.trials(split).items()}
+    if not trials:
+        return {}
+    with precision_of(members, backbone):
+        found = evaluate_all(backbone, list(trials.values()), legality=legality)
+    each: dict[str, dict[str, dict[str, float]]] = {}
+    for (name, task), one in zip(trials, found, strict=True):
+        each.setdefault(name, {})[task] = one.scores
+    return {m.name: m.scores(each[m.name]) for m in members if m.name in each}
+
+
+def collating(backbone: Backbone, mixed: bool = False) -> Collate:
+    """Rows of several members, or of one mixture's tasks, -> a Batch."""
 
     def together(encoded: Sequence[Encoded], rows: Sequence[int]) -> Batch:
+        if mixed:
+            rows = [e.task if isinstance(e, Row) else 0 for e in encoded]
         return collate(encoded, rows, pad_id=backbone.pad_id)
 
     return together
@@ -242,7 +268,7 @@ def collating(backbone: Backbone) -> Collate:
 
 def _objective(members: Sequence[Member], backbone: Backbone) -> Objective:
     """The members' loss; with train.wayward each is pulled to the rows it starts at."""
-    prompts = [m.prompt for m in members]
+    prompts = [prompt for m in members for prompt in m.prompts]
     plain, gammas = objective(backbone, prompts), [m.recipe.train.wayward or 0.0 for m in members]
     if not any(gammas):
         return plain
@@ -281,7 +307,7 @@ def fit_settings(members: Sequence[Member], backbone: Backbone, show: bool) -> F
         best="max" if METRICS[member.task.metrics[0]].higher_is_better else "min",
         patience=t.patience,
         micro_batch=t.micro_batch,
-        **passes(backbone, [m.prompt for m in members], t.memory, t.precision),
+        **passes(backbone, [prompt for m in members for prompt in m.prompts], t.memory, t.precision),
         save_every=t.save_every,
         save_minutes=t.save_minutes,
         show=show,

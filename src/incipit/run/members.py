@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from incipit.evaluation import Trial
 from incipit.prompts import Prompt, Reading
 from incipit.recipe import Recipe
 from incipit.run.adapters import adapt
+from incipit.run.mixture import Mixture, joined
 from incipit.run.parts import decode_options, prompt_choice, text_form
 from incipit.tasks.example import Example
 from incipit.tasks.task import Task
@@ -56,6 +57,10 @@ class Data:
             self._tasks[key] = recipe.load_task()
         return self._tasks[key]
 
+    def mixed(self, recipe: Recipe) -> dict[str, Task]:
+        """The tasks of a recipe's mixture; its own is the one of `task`."""
+        return recipe.load_mixed() | {recipe.spec.name: self.task(recipe)}
+
     def ready(self, recipe: Recipe, room: int) -> Ready:
         """Example -> ids with `room` positions left to the prompt, kept for the members that ask again."""
         if self.task(recipe).spec.streaming:
@@ -90,6 +95,31 @@ class Member:
     prompt: Prompt | None
     trainee: Trainee
     dev: Trial | None
+    mixture: Mixture | None = None
+
+    @property
+    def prompts(self) -> list[Prompt | None]:
+        """What its rows read: its prompt, or one for each task of a mixture."""
+        return [self.prompt] if self.mixture is None else list(self.mixture.prompts)
+
+    @property
+    def data(self) -> dict[str, str]:
+        """Hashes of its data, task by task."""
+        if self.mixture is None:
+            return {"task": self.task.data_hash}
+        return {f"task:{name}": task.data_hash for name, task in self.mixture.tasks.items()}
+
+    def trials(self, split: str) -> dict[str, Trial]:
+        """What it is scored on: "validation" or "test", by task of its mixture; {} without that split."""
+        if self.mixture is not None:
+            limit = self.recipe.train.eval_limit if split == "validation" else 0
+            return self.mixture.trials(split, decode_options(self.recipe), limit)
+        own = self.dev if split == "validation" else self.test
+        return {} if own is None else {"": own}
+
+    def scores(self, found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """The scores of its trials as one table, THE metric first."""
+        return dict(found[""]) if self.mixture is None else joined(found)
 
     @property
     def test(self) -> Trial | None:
@@ -112,15 +142,30 @@ def make_member(recipe: Recipe, seed: int, data: Data, given: Prompt | None = No
     backbone, task = data.backbone, data.task(recipe)
     prompt = make_prompt(prompt_choice(recipe), backbone, task.labels, seed) if given is None else given
     name, train = name or member_name(recipe, seed), recipe.train
+    mixture = _mixture(recipe, data)
     module, units = _trained(recipe, backbone, prompt, seed)
     rate = train.lr if train.lr_absolute is None else train.lr_absolute
     ready = data.ready(recipe, prompt.length if prompt is not None else 0)
-    trainee = Trainee(name, module, _stream(task, ready, seed), units, rate)
+    rows: Stream
+    if mixture is not None and recipe.mixture is not None:
+        rows = mixture.stream(backbone, recipe.mixture.rates, recipe.mixture.limit, seed)
+    else:
+        rows = _stream(task, ready, seed)
+    trainee = Trainee(name, module, rows, units, rate, train.match)
     chosen: Sequence[Example] = task.validation
     if train.eval_limit:
         chosen = list(chosen)[: train.eval_limit]
     dev = Trial(prompt, chosen, task.metrics, decode_options(recipe)) if len(chosen) else None
-    return Member(recipe, seed, name, task, prompt, trainee, dev)
+    return Member(recipe, seed, name, task, prompt, trainee, dev, mixture)
+
+
+def _mixture(recipe: Recipe, data: Data) -> Mixture | None:
+    """The tasks of a recipe's mixture, each with the frame and the words that it is answered by."""
+    if recipe.mixture is None:
+        return None
+    tasks = data.mixed(recipe)
+    prompts = [make_prompt(prompt_choice(recipe), data.backbone, task.labels) for task in tasks.values()]
+    return Mixture(tasks, prompts, recipe.mixture.prefix)
 
 
 def _trained(
@@ -175,7 +220,7 @@ def keep(
     if test is not None:
         scores["test"] = test
     table = recipe.table() | {"seed": member.seed}
-    data = {"task": task.data_hash}
+    data = member.data
     main = Accelerator().is_main_process
     place = str(folder / member.name) if recipe.train.method == "prompt" else ""
     if place and main:

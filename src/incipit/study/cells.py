@@ -37,24 +37,40 @@ WHOLE = 100_000_000  # parameters up to which every frozen weight is hashed befo
 Lend = Callable[[], Backbone]  # a frozen backbone, shared; a fresh one for model tuning
 
 
-def run(cell: Cell, seeds: Sequence[int], folder: Path, lend: Lend, fresh: Lend) -> list[record.Record]:
-    """The rows of a cell for these seeds. `folder` keeps its checkpoint, so that a killed cell goes on."""
+def run(
+    cell: Cell,
+    seeds: Sequence[int],
+    folder: Path,
+    lend: Lend,
+    fresh: Lend,
+    match: Mapping[int, float] | None = None,
+) -> list[record.Record]:
+    """The rows of a cell for these seeds. `folder` keeps its checkpoint, so that a killed cell goes on.
+
+    match: the score on validation that each seed is to meet.
+    """
     if cell.do == "few-shot":
         return [_few_shot(cell, seed, lend()) for seed in seeds]
-    if cell.recipe.train.method == "prompt":
+    if not _apart(cell):
         return _trained(cell, cell.recipe.varied({"train.seeds": list(seeds)}), folder, lend())
     rows = []
     for seed in seeds:  # a tuned model is not lent to the next seed
-        one = cell.recipe.varied({"train.seeds": [seed]})
-        rows += _trained(cell, one, folder / f"seed-{seed}", fresh())
+        changes = {"train.seeds": [seed]} | ({"train.match": match[seed]} if match else {})
+        backbone = lend() if cell.recipe.train.method == "prompt" else fresh()
+        rows += _trained(cell, cell.recipe.varied(changes), folder / f"seed-{seed}", backbone)
     return rows
+
+
+def _apart(cell: Cell) -> bool:
+    """Whether its seeds are trained one after another, not as a bundle."""
+    return cell.match is not None or cell.recipe.train.method != "prompt"
 
 
 def clear(cell: Cell, seeds: Sequence[int], folder: Path) -> None:
     """Remove the checkpoints of a cell whose rows are on record; prompts stay, of tuned models nothing does."""
     if cell.do == "few-shot":
         return
-    parts = [folder] if cell.recipe.train.method == "prompt" else [folder / f"seed-{seed}" for seed in seeds]
+    parts = [folder / f"seed-{seed}" for seed in seeds] if _apart(cell) else [folder]
     for part in parts:
         files.remove_run(part)
 
@@ -71,12 +87,12 @@ def _trained(cell: Cell, recipe: Recipe, folder: Path, backbone: Backbone) -> li
     for one in tuned:
         own = {f"shift:{name}": found[one.name].scores for name, (_, found) in shifted.items()}
         extra = dict(one.record["extra"]) | {"bytes": _size(one)}
+        if recipe.train.match is not None:
+            extra |= {"match": recipe.train.match}
         if one.prompt is not None and recipe.train.method == "prompt":
             extra |= {"frozen": None if before is None else _weights(backbone) == before}
             extra |= anatomy(one.prompt, backbone, bundle.members[0].task.labels)
-        data = {"task": one.record["data"]["task"]} | {
-            f"shift:{n}": task.data_hash for n, (task, _) in shifted.items()
-        }
+        data = one.record["data"] | {f"shift:{n}": task.data_hash for n, (task, _) in shifted.items()}
         seconds, parameters = float(one.record["seconds"]), int(one.record["parameters"])
         rows.append(_row(cell, one.seed, one.scores | own, data, backbone, seconds, parameters, extra))
     if cell.do == "ensemble":
@@ -106,6 +122,11 @@ def _row(
     table = cell.recipe.table()
     task = {k: v for k, v in table["task"].items() if k not in PLACES}
     kept_tables = {k: table[k] for k in ("prompt", "train", "decode")}
+    if "mixture" in table:
+        tasks = {
+            n: {k: v for k, v in t.items() if k not in PLACES} for n, t in table["mixture"]["tasks"].items()
+        }
+        kept_tables["mixture"] = table["mixture"] | {"tasks": tasks}
     settings = {"cell": cell.key, "do": cell.do, "shots": cell.shots, "task": task, **kept_tables}
     kept = {"name": cell.backbone, "fingerprint": backbone.fingerprint, "parameters": backbone.parameters}
     return record.Record(cell.name, seed, scores, settings, data, kept, round(seconds, 2), parameters, extra)

@@ -218,7 +218,10 @@ def _above(claim: Mapping[str, Any], points: Points) -> Judged:
 
 
 def _shifted(claim: Mapping[str, Any], points: Points) -> Judged:
-    """left > right on the mean of all shifted tests, told beside the difference on their own test."""
+    """left > right on the mean of all shifted tests, told beside the difference on their own test.
+
+    matched: how far the two may lie apart on their own test, beyond twice its error, to be compared at all.
+    """
     splits = dict.fromkeys(
         name
         for p in points.of_experiment(claim["experiment"])
@@ -241,10 +244,13 @@ def _shifted(claim: Mapping[str, Any], points: Points) -> Judged:
         len(lefts),
         f"{_named(claim['left'])} minus {_named(claim['right'])} elsewhere",
     )
-    return (
-        verdict,
-        f"{told}, above in {won} of {len(splits)}; in its own domain {_told(own[0])} ± {100 * own[1]:.1f}",
+    evidence = (
+        f"{told}, above in {won} of {len(splits)}; in its own domain {_told(own[0])} ± {100 * own[1]:.1f}"
     )
+    margin = claim.get("matched")
+    if margin is not None and abs(own[0]) > margin + 2 * own[1]:
+        return UNSEEN, f"{evidence}: not matched there (margin {100 * margin:.1f})"
+    return verdict, evidence
 
 
 def _ratio(claim: Mapping[str, Any], points: Points) -> Judged:

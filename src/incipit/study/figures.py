@@ -14,8 +14,11 @@ Series = Mapping[
 COLOURS = ("#cc3311", "#4477aa", "#228833", "#aa7733", "#aa3377", "#555555", "#66ccee")
 
 
-def lines(series: Series, places: Sequence[str], x: str, y: str, title: str) -> str:
-    """One line a series over named places, with bars of one standard deviation; text of an <svg> element."""
+def lines(series: Series, places: Sequence[str], x: str, y: str, title: str, joined: bool = True) -> str:
+    """One line a series over named places, with bars of one deviation and a dot a seed; text of an <svg> element.
+
+    joined: whether the places have an order; else no line joins them, and series stand side by side.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -24,7 +27,8 @@ def lines(series: Series, places: Sequence[str], x: str, y: str, title: str) -> 
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.add_subplot()
     for n, (label, points) in enumerate(series.items()):
-        at = [places.index(place) for place, _ in points]
+        aside = 0.0 if joined else 0.12 * (n - (len(series) - 1) / 2)
+        at = [places.index(place) + aside for place, _ in points]
         means = [100 * statistics.fmean(numbers) for _, numbers in points]
         wide = [100 * statistics.stdev(numbers) if len(numbers) > 1 else 0.0 for _, numbers in points]
         colour = COLOURS[n % len(COLOURS)]
@@ -37,14 +41,21 @@ def lines(series: Series, places: Sequence[str], x: str, y: str, title: str) -> 
             markersize=4,
             capsize=3,
             linewidth=1.4,
+            linestyle="-" if joined else "none",
             label=label,
         )
+        for place, (_, numbers) in zip(at, points, strict=True):
+            axes.scatter(
+                [place] * len(numbers), [100 * v for v in numbers], s=9, color=colour, alpha=0.4, linewidth=0
+            )
     axes.set_xticks(range(len(places)), list(places), fontsize=8)
     axes.set_xlim(-0.4, len(places) - 0.6)
     axes.set(xlabel=x, ylabel=y)
     axes.set_title(title, fontsize=9)
     axes.grid(axis="y", color="#eeeeee")
-    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=8)
     image = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": title, "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(image, format="svg", metadata={"Date": None, "Creator": None})

@@ -7,6 +7,7 @@ and are not read.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +17,14 @@ from typing import Any
 
 from incipit import files, record
 from incipit.backbones import Backbone, load
-from incipit.errors import RecipeError
+from incipit.errors import DataError, Interrupted, RecipeError
 from incipit.pretrain import PretrainSettings, pretrain
 from incipit.recipe import settings_of
 from incipit.study import cells
 from incipit.study.plan import Cell, Study
 from incipit.tasks.task import Task
 
-RECORDS = "records.jsonl"
+RECORDS, MADE = "records.jsonl", "made.json"
 Say = Callable[[str], None]
 
 
@@ -54,6 +55,7 @@ def run(
     """
     bench = _Bench(study, Path(folder), corpus, stand_in, say)
     todo = _once(study, only)
+    bench.check(todo)
     shown = Progress(study, todo, say)
     done, started = Done(), time.monotonic()
     for cell in todo:
@@ -65,7 +67,13 @@ def run(
         if limit and len(done.ran) >= limit:
             break
         shown.start(cell)
-        rows = bench.run(cell, lacking)
+        try:
+            rows = bench.run(cell, lacking)
+        except Interrupted as error:
+            raise Interrupted(
+                f"interrupted in {cell.name}; its state and {len(done.ran) + len(done.known)} of {len(todo)} cells "
+                f"are saved in {str(folder)!r}: the same line goes on"
+            ) from error
         shown.finish(cell, rows)
         done.ran.append(cell.name)
     done.seconds = time.monotonic() - started
@@ -76,6 +84,8 @@ def _once(study: Study, only: Sequence[str]) -> list[Cell]:
     """The different cells, grouped by backbone so that each is loaded once."""
     different: dict[str, Cell] = {}
     for place in study.places(only):
+        if place.cell.match is not None:  # what it is to meet comes first
+            different.setdefault(place.cell.match.key, place.cell.match)
         different.setdefault(place.cell.key, place.cell)
     order = list(dict.fromkeys(cell.backbone for cell in different.values()))
     return sorted(different.values(), key=lambda cell: order.index(cell.backbone))
@@ -126,6 +136,10 @@ def score(row: Mapping[str, Any], split: str = "test") -> float | None:
     return float(next(iter(scores.values()))) if scores else None
 
 
+def _itself(task: Task) -> Task:
+    return task
+
+
 class _Bench:
     """What cells share: the records, the data hashes, and one backbone at a time."""
 
@@ -136,6 +150,29 @@ class _Bench:
         self._hashes: dict[str, str] = {}
         self._loaded: tuple[str, Backbone] | None = None
         self._places: dict[str, str] = {}
+
+    def check(self, todo: Sequence[Cell]) -> None:
+        """Before hours of work: every data set can be read, and what a backbone is trained on is named.
+
+        Raises DataError with all that cannot, and the experiments that need it.
+        """
+        problems: dict[str, dict[str, None]] = {}
+        for cell in todo:
+            try:
+                self._data(cell)
+            except DataError as error:
+                problems.setdefault(str(error), {})[cell.name.split("/")[0]] = None
+        if problems:
+            told = [f"{what} (for {', '.join(names)})" for what, names in problems.items()]
+            raise DataError(
+                f"the data of this study cannot be read, so nothing was started: {len(told)} problem(s); give its "
+                "folder with --data, or a piece of the study with --only:\n  " + "\n  ".join(told)
+            )
+        for label in dict.fromkeys(cell.backbone for cell in todo if not self.stand_in):
+            if "pretrain" in self.study.table["backbones"][label] and not files.exists(
+                self._place(label) / MADE
+            ):
+                self._settings(str(self.study.table["backbones"][label]["pretrain"]), "")
 
     def _mine(self, cell: Cell) -> list[dict[str, Any]]:
         return [row for row in self.rows if row["settings"].get("cell") == cell.key]
@@ -151,7 +188,7 @@ class _Bench:
         rows = [
             row
             for row in rows
-            if row["data"] == data or (row["seed"] == -1 and row["data"]["task"] == data["task"])
+            if row["data"] == data or (row["seed"] == -1 and row["data"].get("task") == data.get("task"))
         ]
         if rows:
             fingerprint = self.lend(cell).fingerprint
@@ -170,7 +207,14 @@ class _Bench:
                 self._hashes[key] = task().data_hash
             return self._hashes[key]
 
-        found = {"task": of(cell.recipe.table()["task"], cell.recipe.load_task)}
+        if cell.recipe.mixture is not None:
+            tasks = cell.recipe.load_mixed()
+            found = {
+                f"task:{name}": of(dataclasses.asdict(task.spec), partial(_itself, task))
+                for name, task in tasks.items()
+            }
+        else:
+            found = {"task": of(cell.recipe.table()["task"], cell.recipe.load_task)}
         for name, table in cell.shift.items():
             found[f"shift:{name}"] = of(dict(table), partial(Task.load, {"name": "shift", **table}))
         return found
@@ -201,7 +245,8 @@ class _Bench:
         place = (
             self.folder / "cells" / files.sha256_json(identity)[:16] / ("seeds-" + "-".join(map(str, seeds)))
         )
-        found = cells.run(cell, seeds, place, lambda: self.lend(cell), lambda: self.fresh(cell))
+        match = None if cell.match is None else self._targets(cell.match, seeds)
+        found = cells.run(cell, seeds, place, lambda: self.lend(cell), lambda: self.fresh(cell), match)
         rows = []
         for one in found:
             known = record.find(self.path, one)
@@ -210,6 +255,22 @@ class _Bench:
         self.rows += rows
         return rows
 
+    def _targets(self, cell: Cell, seeds: Sequence[int]) -> dict[int, float]:
+        """Seed -> score on validation of a cell that was run."""
+        data, fingerprint = self._data(cell), self.lend(cell).fingerprint
+        found = {
+            row["seed"]: score(row, "validation")
+            for row in self._mine(cell)
+            if row["data"] == data and row["backbone"]["fingerprint"] == fingerprint
+        }
+        missing = [seed for seed in seeds if found.get(seed) is None]
+        if missing:
+            raise RecipeError(
+                f"{cell.name} has no score on validation for the seeds {missing}, which another cell is to meet: "
+                "give its task a validation split and both the same seeds"
+            )
+        return {seed: value for seed in seeds if (value := found[seed]) is not None}
+
     def _made(self, label: str) -> str:
         """Where a backbone is; one that the study trains itself is trained first."""
         table = self.study.table["backbones"][label]
@@ -217,16 +278,18 @@ class _Bench:
             return str(table.get("name", label))
         if label not in self._places:
             start = self._made(table["after"]) if "after" in table else ""
-            place = self.folder / "backbones" / f"{label}-{files.sha256_json(self.study.origin(label))[:8]}"
-            if not files.exists(place / "made.json"):
+            place = self._place(label)
+            if not files.exists(place / MADE):
                 self.say(f"{label}: pre-training by {table['pretrain']}")
                 settings = self._settings(str(table["pretrain"]), start)
                 exported = pretrain(settings, place, resume=True)
-                files.write_json(
-                    place / "made.json", {"recipe": table["pretrain"], "export": str(exported.name)}
-                )
+                files.write_json(place / MADE, {"recipe": table["pretrain"], "export": str(exported.name)})
             self._places[label] = str(place / "export")
         return self._places[label]
+
+    def _place(self, label: str) -> Path:
+        """Where a backbone of the study's own is, or will be."""
+        return self.folder / "backbones" / f"{label}-{files.sha256_json(self.study.origin(label))[:8]}"
 
     def _settings(self, recipe: str, start: str) -> PretrainSettings:
         path = self.study.folder / recipe

@@ -26,6 +26,7 @@ from typing import Any
 from incipit import files
 from incipit.errors import RecipeError, nearest
 from incipit.recipe import Recipe
+from incipit.tasks.spec import TaskSpec
 from incipit.train.trainee import FREE
 
 AXES = ("task", "backbone", "method")
@@ -39,7 +40,10 @@ PLACES = ("data", "train", "validation", "test")  # of a task: where, not what
 
 @dataclass(frozen=True)
 class Cell:
-    """One thing to run. key: hash of its settings. shift: further tasks that its result is scored on."""
+    """One thing to run. key: hash of its settings. shift: further tasks that its result is scored on.
+
+    match: the cell whose score on validation it is to meet, seed by seed; its nearest checkpoint is kept, not its best.
+    """
 
     key: str
     name: str
@@ -48,6 +52,7 @@ class Cell:
     backbone: str
     shots: int = 0
     shift: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    match: Cell | None = None
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -156,19 +161,42 @@ class Study:
         shift = {t: self._task(t) for t in table.get("shift", ())}
         for labels in itertools.product(*axes.values()):
             coordinates = dict(zip(axes, labels, strict=True))
-            changes: dict[str, Any] = {}
-            for axis, label in coordinates.items():
-                changes |= axes[axis][label]
-            changes |= table.get("set", {})
-            if "seeds" in table:
-                changes["train.seeds"] = table["seeds"]
-            own = "/".join([name, *labels])
-            label = backbones.format(**coordinates) if isinstance(backbones, str) else coordinates["backbone"]
-            if label not in self.table["backbones"]:
-                raise RecipeError(
-                    f"{own}: {label!r} is not in [backbones]{nearest(label, self.table['backbones'])}"
-                )
-            yield Place(name, coordinates, self._cell(own, coordinates["task"], label, changes, shift))
+            yield Place(name, coordinates, self._at(name, coordinates, axes, shift))
+
+    def _at(
+        self,
+        name: str,
+        coordinates: Mapping[str, str],
+        axes: Mapping[str, Mapping[str, Any]],
+        shift: Mapping[str, Any],
+    ) -> Cell:
+        """The cell of an experiment at these labels of its axes."""
+        table, own = self.experiments[name], "/".join([name, *coordinates.values()])
+        mixed = "mixture" in axes["method"][coordinates["method"]]
+        if mixed:  # one model for all tasks: one cell, which each of their places shares
+            own = "/".join([name, *({**coordinates, "task": "+".join(table["task"])}.values())])
+        changes: dict[str, Any] = {}
+        for axis, label in coordinates.items():
+            changes |= {} if mixed and axis == "task" else axes[axis][label]
+        changes |= table.get("set", {})
+        if "seeds" in table:
+            changes["train.seeds"] = table["seeds"]
+        backbones, match = table["backbone"], str(changes.pop("match", ""))
+        label = backbones.format(**coordinates) if isinstance(backbones, str) else coordinates["backbone"]
+        if label not in self.table["backbones"]:
+            raise RecipeError(
+                f"{own}: {label!r} is not in [backbones]{nearest(label, self.table['backbones'])}"
+            )
+        if not match:
+            tasks = table["task"] if mixed else [coordinates["task"]]
+            return self._cell(own, tasks, label, changes, shift)
+        if match not in self.table["methods"] or match == coordinates["method"]:
+            raise RecipeError(
+                f"{own}: match = {match!r} is no other of [methods]{nearest(match, self.table['methods'])}"
+            )
+        known = {**axes, "method": {match: self.table["methods"][match]}}
+        partner = self._at(name, {**coordinates, "method": match}, known, shift)
+        return self._cell(own, [coordinates["task"]], label, changes, shift, partner)
 
     def _task(self, label: str) -> dict[str, Any]:
         """The [task] table of a task, with the data folder written in."""
@@ -176,9 +204,16 @@ class Study:
         return {k: v.replace("{data}", self.data) if k in PLACES else v for k, v in task.items()}
 
     def _cell(
-        self, name: str, task: str, label: str, changes: Mapping[str, Any], shift: Mapping[str, Any]
+        self,
+        name: str,
+        tasks: Sequence[str],
+        label: str,
+        changes: Mapping[str, Any],
+        shift: Mapping[str, Any],
+        match: Cell | None = None,
     ) -> Cell:
         changes = dict(changes)
+        mixture = changes.pop("mixture", None)
         do, shots = str(changes.pop("do", "tune")), int(changes.pop("shots", 0))
         if do not in DOES:
             raise RecipeError(f"{name}: do = {do!r} is unknown{nearest(do, DOES)}")
@@ -191,8 +226,11 @@ class Study:
         table = base | {
             "name": re.sub(r"[^A-Za-z0-9._-]+", "-", name),
             "backbone": base.get("backbone", {}) | named,
-            "task": self._task(task),
+            "task": self._task(tasks[0]),
         }
+        if mixture is not None:
+            table["task"] |= {"name": tasks[0]}
+            table["mixture"] = {**mixture, "tasks": {t: self._task(t) for t in tasks[1:]}}
         for path, value in changes.items():
             outer, _, inner = path.partition(".")
             table.setdefault(outer, {})
@@ -203,8 +241,9 @@ class Study:
         recipe = Recipe.of(table, self.overrides, source=f"{self.folder / self.scale}.toml, {name}")
         key = files.sha256_json(
             [_lasting(recipe, do, shots), self.origin(label), _placeless(shift) if do != "few-shot" else {}]
+            + ([] if match is None else [match.key])
         )
-        return Cell(key, name, do, recipe, label, shots, shift if do != "few-shot" else {})
+        return Cell(key, name, do, recipe, label, shots, shift if do != "few-shot" else {}, match)
 
     def origin(self, backbone: str) -> Any:
         """What a backbone is, whatever its place: its name, or the recipes that pre-train it, one after another."""
@@ -220,19 +259,24 @@ class Study:
 def _lasting(recipe: Recipe, do: str, shots: int) -> dict[str, Any]:
     """What of a recipe its result depends on, without names and places."""
     table = recipe.table()
-    task = {
-        k: v
-        for k, v in dataclasses.asdict(recipe.spec).items()
-        if k not in (*PLACES, "name", "description", "license")
-    }
-    own = {"do": do, "task": task, "decode": table["decode"]} | {
+    own = {"do": do, "task": _told(recipe.spec), "decode": table["decode"]} | {
         k: table["backbone"][k] for k in ("dtype", "sentinel")
     }
     if do == "few-shot":
         return own | {"shots": shots, "layout": table["prompt"]["layout"]}
+    if recipe.mixture is not None:  # the names too: they may stand before the inputs
+        own["mixture"] = {k: v for k, v in table["mixture"].items() if k != "tasks"} | {
+            "tasks": {name: _told(spec) for name, spec in recipe.mixed.items()}
+        }
     train = {k: v for k, v in table["train"].items() if k not in (*FREE, "seeds")}
     seeds = {"seeds": table["train"]["seeds"]} if do == "ensemble" else {}
     return own | {"train": train, "prompt": table["prompt"]} | seeds
+
+
+def _told(spec: TaskSpec) -> dict[str, Any]:
+    """A task without names and places."""
+    apart = (*PLACES, "name", "description", "license")
+    return {k: v for k, v in dataclasses.asdict(spec).items() if k not in apart}
 
 
 def _placeless(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

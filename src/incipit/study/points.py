@@ -31,10 +31,20 @@ class Point:
 
     def numbers(self, what: str) -> list[float]:
         """One number a seed; of a vote the one. What a row lacks is left out."""
+        if self.place.cell.recipe.mixture is not None:
+            what = self._of_mixture(what)
         voted = self.place.cell.do == "ensemble" and not what.startswith("member.")
         kept = [row for row in self.rows if (row["seed"] == VOTED) == voted]
         found = [number(row, what.removeprefix("member.")) for row in kept]
         return [value for value in found if value is not None]
+
+    def _of_mixture(self, what: str) -> str:
+        """The name of this task's own number, where a row has numbers of several tasks."""
+        outer, _, inner = what.partition(".")
+        if outer not in ("test", "validation"):
+            return what
+        task = self.place.coordinates["task"]
+        return f"{outer}.{task}.{inner or self.place.cell.recipe.mixed[task].metric_names()[0]}"
 
 
 def number(row: Row, what: str) -> float | None:
@@ -64,17 +74,17 @@ class Points:
         mine = [row for row in rows if row["settings"].get("cell") in keys]
         aside = {"other settings": len(rows) - len(mine)}
         mine = sorted(mine, key=lambda row: str(row["provenance"]["time"]))
-        data: dict[tuple[str, str], str] = {}
+        data: dict[str, str] = {}
         prints: dict[str, Any] = {}
         for row in mine:  # the newest says what the data is
             coordinates = keys[row["settings"]["cell"]].coordinates
             for split, digest in row["data"].items():
-                data[_task_of(coordinates, split), split] = digest
+                data[_task_of(coordinates, split)] = digest
             prints[row["backbone"]["name"]] = row["backbone"]["fingerprint"]
         kept: dict[str, dict[int, Row]] = {}
         for row in mine:
             coordinates = keys[row["settings"]["cell"]].coordinates
-            same = all(data[_task_of(coordinates, s), s] == digest for s, digest in row["data"].items())
+            same = all(data[_task_of(coordinates, s)] == digest for s, digest in row["data"].items())
             reason = "" if same else "other data"
             reason = reason or (
                 ""
@@ -121,7 +131,8 @@ class Points:
 
 
 def _task_of(coordinates: Mapping[str, str], split: str) -> str:
-    return coordinates["task"] if split == "task" else ""
+    """What a data hash is of: a task of the study, whether alone or in a mixture, or a shifted test."""
+    return f"task:{coordinates['task']}" if split == "task" else split
 
 
 def mean_of(groups: Iterable[Sequence[float]]) -> float:

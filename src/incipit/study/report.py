@@ -21,8 +21,10 @@ from incipit.study.points import VOTED, Point, Points
 
 READING = (
     "Scores are in percent on the test split, mean ± deviation over seeds; checkpoints were chosen on validation. "
-    "An answer that is no label word counts as wrong."
+    "An answer that is no label word counts as wrong. Seconds are of one seed; seeds that train as a bundle share them."
 )
+PLURAL = {claims.HOLDS: "hold", claims.FAILS: "fail"}
+ELSEWHERE = "tested on"  # an axis of figures: the own test, then the shifted ones
 HTML, MARKDOWN, FIGURES = "report.html", "report.md", "figures"
 
 
@@ -60,13 +62,13 @@ def build(study: Study, rows: Sequence[Mapping[str, Any]], only: Sequence[str] =
     add(Text(f"Scale: {study.scale}. {told}. {READING}"))
     counts = {v: sum(c.verdict == v for c in report.claims) for v in claims.VERDICTS}
     if report.claims:
-        add(Text("Claims: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + "."))
-    for section in story.get("sections", []):
-        report.blocks += _section(section, points, published)
-    if report.claims:
+        told = ", ".join(f"{count} {PLURAL.get(verdict, verdict)}" for verdict, count in counts.items())
+        add(Text(f"Of {len(report.claims)} claims: {told}."))
         add(Heading(2, "Claims"))
         header = ["#", "claim", "paper", "verdict", "evidence"]
         add(Table(header, [[str(c.number), c.text, c.source, c.verdict, c.evidence] for c in report.claims]))
+    for section in story.get("sections", []):
+        report.blocks += _section(section, points, published)
     report.blocks += _provenance(points)
     return report
 
@@ -160,28 +162,38 @@ def _neighbours(mine: Sequence[Point]) -> list[Block]:
 
 
 def _drawn(section: Mapping[str, Any], name: str, mine: Sequence[Point]) -> list[Block]:
-    """One figure for each task: score along the axis `x`, a line for each label of the other axes that vary."""
+    """One figure for each task: score along the axis `x`, a line for each label of the other axes that vary.
+
+    x = "tested on": the own test beside the shifted ones. Methods and tests have no order, so no line joins them.
+    """
     x = str(section.get("x", ""))
-    if not x or x not in mine[0].place.coordinates:
+    if x != ELSEWHERE and x not in mine[0].place.coordinates:
         return []
     blocks: list[Block] = []
-    apart = [
-        a
-        for a in mine[0].place.coordinates
-        if a not in ("task", x) and len({p.place.coordinates[a] for p in mine}) > 1
-    ]
+    axes = list(mine[0].place.coordinates)
+    apart = [a for a in axes if a not in ("task", x) and len({p.place.coordinates[a] for p in mine}) > 1]
     for task in dict.fromkeys(p.place.coordinates["task"] for p in mine):
         here = [p for p in mine if p.place.coordinates["task"] == task and p.numbers("test")]
-        places = list(dict.fromkeys(p.place.coordinates[x] for p in here))
         series: dict[str, list[tuple[str, list[float]]]] = {}
         for p in here:
             label = ", ".join(p.place.coordinates[a] for a in apart) or p.place.coordinates["method"]
-            series.setdefault(label, []).append((p.place.coordinates[x], p.numbers("test")))
+            series.setdefault(label, []).extend(_along(p, x))
+        places = list(dict.fromkeys(place for points in series.values() for place, _ in points))
         if len(places) > 1:
             title = f"{section['title']}: {task}"
-            svg = figures.lines(series, places, x, "score on test, %", title)
+            joined = x not in (ELSEWHERE, "method")
+            svg = figures.lines(series, places, x, "score on test, %", title, joined)
             blocks.append(Figure(f"{name}-{task}", svg, f"{title}, mean and deviation over seeds"))
     return blocks
+
+
+def _along(point: Point, x: str) -> list[tuple[str, list[float]]]:
+    """The places of a point on the axis x, with its numbers there."""
+    at = point.place.coordinates
+    if x != ELSEWHERE:
+        return [(at[x], point.numbers("test"))]
+    own = [(at["task"], point.numbers("test"))]
+    return own + [(what.removeprefix("shift:"), point.numbers(what)) for what in _shifts(point)]
 
 
 def _table(mine: Sequence[Point], values: Sequence[Mapping[str, Any]], section: Mapping[str, Any]) -> Table:
@@ -205,7 +217,9 @@ def _table(mine: Sequence[Point], values: Sequence[Mapping[str, Any]], section: 
         if p.place.cell.do == "ensemble" and (each := p.numbers("member.test")):
             told = f"{_spread(each)}, best {100 * max(each):.1f}"
             rows.append([*at, "each alone", told, str(len(each)), unprinted, *[""] * len(costs)])
-    return Table([*axes, "tested on", "ours", "seeds", "paper", *costs], rows)
+    header = [*axes, "tested on", "ours", "seeds", "paper", *costs]
+    said = [n for n in range(len(header)) if any(row[n] for row in rows)]  # an encoder has no legal rate
+    return Table([header[n] for n in said], [[row[n] for n in said] for row in rows])
 
 
 def _shifts(point: Point) -> list[str]:
@@ -259,7 +273,10 @@ def _provenance(points: Points) -> list[Block]:
         ["seeds", ", ".join(map(str, seeds))],
         ["hours", f"{hours:.2f}"],
         ["backbones", "; ".join(backbones)],
-        ["data hashes", str(len({row["data"]["task"] for row in rows}))],
+        [
+            "data hashes",
+            str(len({h for row in rows for k, h in row["data"].items() if k.startswith("task")})),
+        ],
     ]
     blocks.append(Table(["what", "is"], told))
     if points.aside:

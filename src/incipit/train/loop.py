@@ -172,6 +172,7 @@ def _identity(runners: Sequence[Runner], settings: FitSettings, more: Mapping[st
     shapes = {
         r.trainee.name: {n: list(p.shape) for n, p in r.params.items()}
         | {"lr": r.optimiser.lr, "units": dict(r.optimiser.units)}
+        | ({} if r.trainee.match is None else {"match": r.trainee.match})
         for r in runners
     }
     return {"settings": fixed, "trainees": shapes, **more}

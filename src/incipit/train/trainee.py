@@ -68,6 +68,7 @@ class Trainee:
     stream: Stream
     units: Mapping[str, float] = field(default_factory=dict)  # learning-rate unit by parameter name
     lr: float | None = None  # instead of the settings' lr
+    match: float | None = None  # keep the tensors whose score is nearest to this, not the best
 
 
 @dataclass
@@ -159,11 +160,7 @@ class Runner:
         """Note the scores; keep the tensors when THE metric is the best so far; stop when patience ends."""
         plain, score = self.plain, next(iter(scores.values()))
         before = plain["best_score"]
-        better = (
-            before is None
-            or math.isnan(before)
-            or (score > before if self.settings.best == "max" else score < before)
-        )
+        better = before is None or math.isnan(before) or self._order(score) > self._order(before)
         plain["history"].append({"step": step, **scores})
         plain["stale"] = 0 if better else plain["stale"] + 1
         if better:
@@ -172,6 +169,12 @@ class Runner:
                 self.best = {n: p.detach().clone() for n, p in self.params.items()}
         plain["stopped"] = bool(self.settings.patience) and plain["stale"] >= self.settings.patience
         return better
+
+    def _order(self, score: float) -> float:
+        """Greater for a better score, or for one nearer to what is to be matched."""
+        if self.trainee.match is not None:
+            return -abs(score - self.trainee.match)
+        return score if self.settings.best == "max" else -score
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy tensors into the trained parameters."""

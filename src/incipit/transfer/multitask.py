@@ -27,6 +27,8 @@ from incipit.train import ExampleStream, FitSettings, Outcome, Trainee, fit
 from incipit.train.gradients import Objective
 from incipit.transfer.distil import LAMBDA, Lesson, distilled
 
+DRAWS = 1024  # tasks that are drawn at a time
+
 
 @dataclass(frozen=True)
 class Row(Encoded):
@@ -47,20 +49,34 @@ class Shared:
 
 
 class Mixed:
-    """Rows of all tasks in turn, task by task, each in its own seeded order; a Stream."""
+    """Rows of all tasks, each in its own seeded order: in turn, or drawn by `rates` from the seed; a Stream."""
 
-    def __init__(self, streams: Sequence[ExampleStream[Example]]) -> None:
-        self.streams, self.position = streams, 0
+    def __init__(
+        self, streams: Sequence[ExampleStream[Example]], rates: Sequence[float] = (), seed: int = 0
+    ) -> None:
+        self.streams, self.rates, self.seed, self.position = streams, list(rates), seed, 0
+        self._drawn: tuple[int, list[int]] = (-1, [])
 
     def next(self, count: int) -> list[Encoded]:
         """The next `count` rows."""
         found: list[Encoded] = []
         for _ in range(count):
-            k = self.position % len(self.streams)
+            k = self._task()
             (row,) = self.streams[k].next(1)
             found.append(Row(**vars(row), task=k))
             self.position += 1
         return found
+
+    def _task(self) -> int:
+        """Whose row stands at the present position."""
+        if not self.rates:
+            return self.position % len(self.streams)
+        turn, place = divmod(self.position, DRAWS)
+        if self._drawn[0] != turn:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + turn) % 2**63)
+            drawn = torch.multinomial(torch.tensor(self.rates), DRAWS, replacement=True, generator=generator)
+            self._drawn = turn, drawn.tolist()
+        return self._drawn[1][place]
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs."""
