@@ -7,8 +7,7 @@ import pytest
 
 from incipit import files
 from incipit.recipe import PruneTable, Recipe
-from incipit.study import comparison
-from incipit.study import Study
+from incipit.study import Study, comparison
 from incipit.study.page import Figure, as_markdown
 from incipit.study.points import Points
 
