@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import signal
 import sys
@@ -292,6 +293,37 @@ async def swap(ask: Asker) -> Found:
     }
 
 
+async def killed(ask: Asker) -> Found:
+    """The process that serves is killed under load, then halted, as one that holds the interpreter's lock is."""
+    found: Found = {"broken": []}
+    for name, harm in (("killed", signal.SIGKILL), ("stuck", signal.SIGSTOP)):
+        taken = [
+            asyncio.ensure_future(ask.write(f"p{i % PROMPTS}", stream=True, max_tokens=300)()) for i in range(24)
+        ]
+        while (await ask.server.figures())["vllm:num_requests_running"] < 20:
+            await asyncio.sleep(0.01)
+        os.kill(ask.server.worker, harm)
+        begun = time.perf_counter()
+        replies = await asyncio.gather(*taken)
+        told = time.perf_counter() - begun
+        during = await ask.write("p0")()
+        ready = await ask.server.ready()
+        back = told + await ask.server.up()
+        after = await ask.write("p0")()
+        restarts = (await ask.server.figures())["incipit:engine_restarts_total"]
+        found[name] = {"told": told, "back": back, "during": during.status, "after": after.status}
+        found["broken"] += [
+            *([f"{name}: clients wait {told:.2f} s for their error"] if told > 2.0 else []),
+            *([f"{name}: a request was answered, the harm came too late"] if any(
+                r.status == 200 and b'"error"' not in r.body for r in replies) else []),
+            *([f"{name}: ready at once"] if ready else []),
+            *([f"{name}: a request meanwhile got {during.status}"] if during.status != 503 else []),
+            *([f"{name}: afterwards {after.status}"] if after.status != 200 else []),
+            *([f"{name}: {restarts:.0f} restarts are told"] if restarts != 1 + (name == "stuck") else []),
+        ]  # fmt: skip
+    return found
+
+
 PARTS: Mapping[str, Callable[[Asker], Awaitable[Found]]] = {
     "soak": soak,
     "overload": overload,
@@ -299,6 +331,7 @@ PARTS: Mapping[str, Callable[[Asker], Awaitable[Found]]] = {
     "aborts": aborts,
     "swap": swap,
     "terminate": terminate,
+    "killed": killed,
 }
 
 

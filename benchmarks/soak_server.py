@@ -41,6 +41,12 @@ class Watched(Address):
         super().__init__(url)
         self.process, self.key = process, key
 
+    @property
+    def worker(self) -> int:
+        """The process that serves; the one that was started keeps it."""
+        (found,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(found)
+
     async def figures(self) -> dict[str, float]:
         """What /metrics says, over all labels."""
         found: dict[str, float] = {}
