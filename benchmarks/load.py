@@ -133,7 +133,9 @@ class Driver:
         bodies = [request | more for request in self.given["requests"]]
         jobs = [lambda body=body: self.address.ask("/v1/completions", body) for body in bodies]
         begun, rate, seconds = time.perf_counter(), self.given["rate"], self.given["seconds"]
-        replies = await (opened(jobs, rate, seconds) if rate else closed(jobs, self.given["clients"], seconds))
+        replies = await (
+            opened(jobs, rate, seconds) if rate else closed(jobs, self.given["clients"], seconds)
+        )
         statuses: dict[str, int] = {}
         for reply in replies:
             statuses[str(reply.status)] = statuses.get(str(reply.status), 0) + 1

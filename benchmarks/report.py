@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import curves
+from benchmarks import curves, report_serve
 from benchmarks.workload import RECORDS, Plan
 from incipit import files
 
@@ -75,10 +75,12 @@ def wanted(kind: str = "cpu") -> dict[str, tuple[str, Mapping[str, float]]]:
     return found | (LONG if kind == "cpu" else {})
 
 
-def page(found: Records, notes: Mapping[str, str]) -> str:
-    """The whole of docs/benchmarks.md."""
+def page(found: Records, notes: Mapping[str, str], serving: Records | None = None) -> str:
+    """The whole of docs/benchmarks.md. serving: records of the server."""
+    serving = serving or {}
     parts = [OPENING, _table("Workloads", wanted(), found), _said(wanted(), found, notes), _curves(found)]
-    parts += [_table("On a GPU", wanted("cuda"), found), _said(wanted("cuda"), found, notes), _origin(found)]
+    parts += [_table("On a GPU", wanted("cuda"), found), _said(wanted("cuda"), found, notes)]
+    parts += [report_serve.section(serving), _origin({**found, **serving})]
     return "\n".join(part for part in parts if part)
 
 
@@ -220,7 +222,7 @@ def draw(key: str, record: Mapping[str, Any], folder: Path) -> None:
 def write() -> None:
     """The page and the figures of all curves that are on record."""
     found = records()
-    files.atomic_write(PAGE, page(found, files.read_toml(NOTES)))
+    files.atomic_write(PAGE, page(found, files.read_toml(NOTES), records(report_serve.FOLDER)))
     for key in curves.names():
         if key in found:
             draw(key, found[key], FIGURES)

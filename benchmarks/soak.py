@@ -1,8 +1,8 @@
 """What must hold under load, over HTTP: python -m benchmarks.soak [--only overload,aborts] [--requests 100000]
 
 `incipit serve` runs as a process of its own; this one asks. Each part leaves a record and says what it found; the exit
-status is 1 where a promise is not kept. Parts: soak, overload, fairness, aborts, terminate, swap, killed. 16 new tokens,
-builtin:lm, 16 prompts of 20 rows.
+status is 1 where a promise is not kept. Parts: batching, overload, fairness, aborts, swap, terminate, killed, soak. 16
+new tokens, builtin:lm, 16 prompts of 20 rows.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
 from benchmarks import machine
-from benchmarks.load import LEFT, LOST, Reply, closed, opened
+from benchmarks.load import LEFT, Reply, closed, opened
 from benchmarks.soak_server import Watched, counted, library, percentile, served, slope
 from benchmarks.workload import RECORDS
 from incipit import files
@@ -45,6 +46,7 @@ class Sizes:
     aborts: int = 10_000
     seconds: float = 60.0
     swaps: int = 100
+    turns: int = 9
     new: int = 16
 
 
@@ -168,6 +170,33 @@ async def overload(ask: Asker) -> Found:
     }
 
 
+async def batching(ask: Asker) -> Found:
+    """What batching gives, and what mixing costs; in turn, so that neighbours on the machine harm all alike."""
+    wanted, rates = ((1, 1), (16, 1), (16, PROMPTS)), dict[tuple[int, int], list[float]]()
+    for turn in range(ask.sizes.turns + 1):  # the first warms up
+        for clients, prompts in wanted:
+            count = 16 if clients == 1 else 160
+            jobs = [ask.write(f"p{i % prompts}") for i in range(count)]
+            begun = time.perf_counter()
+            await closed(jobs, clients, 60.0)
+            if turn:
+                rates.setdefault((clients, prompts), []).append(count / (time.perf_counter() - begun))
+    one, same, mixed = (median(rates[w]) for w in wanted)
+    return {
+        "rates": {
+            "1 client, 1 prompt": one,
+            "16 clients, 1 prompt": same,
+            f"16 clients, {PROMPTS} prompts": mixed,
+        },
+        "batching": mixed / one,
+        "mixing": mixed / same,
+        "broken": [
+            *([f"16 clients get {mixed / one:.1f} times the answers of one"] if mixed < 4 * one else []),
+            *([f"{PROMPTS} prompts get {mixed / same:.3f} of one's answers"] if mixed < 0.95 * same else []),
+        ],
+    }
+
+
 async def fairness(ask: Asker) -> Found:
     """One task sends nine tenths of what the server can do; the others beside it, and alone."""
     able, seconds = await capacity(ask, min(15.0, ask.sizes.seconds)), ask.sizes.seconds
@@ -191,7 +220,11 @@ async def fairness(ask: Asker) -> Found:
         "ratio": p95[1] / p95[0],
         "others": len(beside),
         "broken": [
-            *([f"p95 of the others is {p95[1] / p95[0]:.2f} times their quiet p95"] if p95[1] > 2 * p95[0] else []),
+            *(
+                [f"p95 of the others is {p95[1] / p95[0]:.2f} times their quiet p95"]
+                if p95[1] > 2 * p95[0]
+                else []
+            ),
             *([f"others were not served: {lost}"] if lost else []),
         ],
     }
@@ -222,9 +255,10 @@ async def aborts(ask: Asker) -> Found:
 
 async def terminate(ask: Asker) -> Found:
     """SIGTERM under load."""
-    taken = [asyncio.ensure_future(ask.write(f"p{i % PROMPTS}", stream=True, max_tokens=64)()) for i in range(24)]
-    while (await ask.server.figures())["vllm:num_requests_running"] < 20:
-        await asyncio.sleep(0.01)
+    taken = [
+        asyncio.ensure_future(ask.write(f"p{i % PROMPTS}", stream=True, max_tokens=96)()) for i in range(24)
+    ]
+    await ask.server.runs(20)
     ask.server.process.send_signal(signal.SIGTERM)
     begun = time.perf_counter()
     while await ask.server.ready():
@@ -296,12 +330,13 @@ async def swap(ask: Asker) -> Found:
 async def killed(ask: Asker) -> Found:
     """The process that serves is killed under load, then halted, as one that holds the interpreter's lock is."""
     found: Found = {"broken": []}
+    broken: list[str] = found["broken"]
     for name, harm in (("killed", signal.SIGKILL), ("stuck", signal.SIGSTOP)):
         taken = [
-            asyncio.ensure_future(ask.write(f"p{i % PROMPTS}", stream=True, max_tokens=300)()) for i in range(24)
+            asyncio.ensure_future(ask.write(f"p{i % PROMPTS}", stream=True, max_tokens=96)())
+            for i in range(24)
         ]
-        while (await ask.server.figures())["vllm:num_requests_running"] < 20:
-            await asyncio.sleep(0.01)
+        await ask.server.runs(20)
         os.kill(ask.server.worker, harm)
         begun = time.perf_counter()
         replies = await asyncio.gather(*taken)
@@ -312,7 +347,7 @@ async def killed(ask: Asker) -> Found:
         after = await ask.write("p0")()
         restarts = (await ask.server.figures())["incipit:engine_restarts_total"]
         found[name] = {"told": told, "back": back, "during": during.status, "after": after.status}
-        found["broken"] += [
+        broken += [
             *([f"{name}: clients wait {told:.2f} s for their error"] if told > 2.0 else []),
             *([f"{name}: a request was answered, the harm came too late"] if any(
                 r.status == 200 and b'"error"' not in r.body for r in replies) else []),
@@ -325,13 +360,14 @@ async def killed(ask: Asker) -> Found:
 
 
 PARTS: Mapping[str, Callable[[Asker], Awaitable[Found]]] = {
-    "soak": soak,
+    "batching": batching,
     "overload": overload,
     "fairness": fairness,
     "aborts": aborts,
     "swap": swap,
     "terminate": terminate,
     "killed": killed,
+    "soak": soak,
 }
 
 

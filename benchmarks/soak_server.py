@@ -67,6 +67,14 @@ class Watched(Address):
             await asyncio.sleep(0.02)
         return time.perf_counter() - begun
 
+    async def runs(self, rows: int) -> None:
+        """Wait until so many rows are in the batch."""
+        begun = time.perf_counter()
+        while (await self.figures())["vllm:num_requests_running"] < rows:
+            if time.perf_counter() - begun > PATIENCE:
+                raise RuntimeError(f"there are never {rows} rows in the batch")
+            await asyncio.sleep(0.005)
+
     async def rest(self) -> dict[str, float]:
         """Its figures when nothing is under way any more."""
         begun = time.perf_counter()
@@ -83,7 +91,9 @@ def library(folder: Path, backbone: Backbone, count: int, length: int = 20) -> N
     """Prompts p0, p1, ... of random rows as large as the embeddings; each also chooses between two words."""
     source = torch.Generator().manual_seed(0)
     for k in range(count):
-        rows = torch.randn(length, backbone.geometry.hidden, generator=source) * backbone.geometry.embedding_rms
+        rows = (
+            torch.randn(length, backbone.geometry.hidden, generator=source) * backbone.geometry.embedding_rms
+        )
         prompt = InputPrompt(backbone.geometry, length, rows=rows)
         artifact.save(folder / f"p{k}", prompt=prompt, backbone=backbone, name=f"p{k}", task=TASK)
 
@@ -94,7 +104,18 @@ def served(place: Path, name: str, *more: str) -> Iterator[Watched]:
     key = secrets.token_hex(16)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "admin").write_text(key)
-        command = [sys.executable, "-c", START, "serve", str(place), "--backbone", name, "--port", "0", "--quiet"]
+        command = [
+            sys.executable,
+            "-c",
+            START,
+            "serve",
+            str(place),
+            "--backbone",
+            name,
+            "--port",
+            "0",
+            "--quiet",
+        ]
         command += ["--admin-keys", f"{folder}/admin", "--device", "cpu", *more]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:

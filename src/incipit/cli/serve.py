@@ -14,7 +14,9 @@ from incipit.cli import options
 if TYPE_CHECKING:
     from incipit.serve.http.keys import Keys
 
-SWITCH = 0.001  # seconds after which the thread that runs lets another one: the engine's must not hold up HTTP
+SWITCH = (
+    0.001  # seconds after which the thread that runs lets another one: the engine's must not hold up HTTP
+)
 KEY, ADMIN_KEY = "INCIPIT_API_KEY", "INCIPIT_ADMIN_KEY"  # a key that no file holds
 
 
@@ -99,10 +101,10 @@ def serve(
     Any client of OpenAI's API can ask: `model` names the prompt. A page to try them is at /. The log is one
     JSON line a request on stderr. SIGTERM: running requests finish, new ones get 503, then it exits with 0.
     """
-    from incipit.serve.http import keeper, logs, server
+    from incipit.serve.http import keeper, logs
 
     known, admins = _keys(keys, KEY), _keys(admin_keys, ADMIN_KEY)
-    sock = server.listening(host, port)  # before the model is read: what is wrong is said at once
+    sock = keeper.listening(host, port)  # before the model is read: what is wrong is said at once
     undo = logs.turn_on(quiet=quiet)
     try:
         beat = keeper.keep(sock)  # from here on in a process of its own, forked before torch is there
@@ -110,7 +112,7 @@ def serve(
         from incipit.backbones import load
         from incipit.serve import scheduler
         from incipit.serve.engine import Engine
-        from incipit.serve.http import gate
+        from incipit.serve.http import gate, server
         from incipit.serve.http.app import Options, called, make_app
         from incipit.serve.http.keys import Rate as Limit
         from incipit.serve.store import Store

@@ -162,6 +162,10 @@ class Scheduler:
         parts = job.size // max(1, self.limits.chunk)
         return (1 + parts + (job.steps - 1) * self.written) * self.pace.step
 
+    def _sure(self, job: Job) -> float:
+        """Seconds that must be left to a job that begins."""
+        return _SURE * self._takes(job)
+
     def _wait(self, job: Job, own: float, new: bool) -> float:
         """Seconds until a job behind `own` work of its task begins: tasks that wait share what is done."""
         if not self.queues and len(self.running) < self.slots:
@@ -190,9 +194,8 @@ class Scheduler:
                 found.append((job, job.ending))
             elif job.deadline is not None and now >= job.deadline:
                 found.append((job, "deadline" if job in self.running else "overloaded"))
-            elif job.deadline is not None and job not in self.running:
-                if now + _SURE * self._takes(job) > job.deadline:
-                    found.append((job, "overloaded"))
+            elif job.deadline is not None and job not in self.running and now + self._sure(job) > job.deadline:
+                found.append((job, "overloaded"))
         return found
 
     def next_deadline(self) -> float | None:

@@ -110,9 +110,8 @@ def test_a_server_that_fails_is_replaced(kept: Kept) -> None:
 
 
 def test_nothing_is_tried_again_before_it_has_once_listened() -> None:
-    program = (
-        "import socket, sys; from incipit.serve.http import keeper; keeper.keep(socket.socket()); sys.exit('wrong')"
-    )
+    program = "import socket, sys; from incipit.serve.http import keeper\n"
+    program += "keeper.keep(socket.socket()); sys.exit('wrong')"
     environment = os.environ | {"PYTHONPATH": str(Path(keeper.__file__).parents[3])}
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, env=environment
@@ -124,4 +123,18 @@ def test_without_its_keeper_a_server_ends(kept: Kept) -> None:
     kept.until(b"200")
     kept.process.kill()
     assert kept.process.stdout is not None
-    assert kept.process.stdout.read() == ""  # both processes had it open; a hang here fails by pytest's timeout
+    assert (
+        kept.process.stdout.read() == ""
+    )  # both processes had it open; a hang here fails by pytest's timeout
+
+
+def test_what_keeps_holds_no_model() -> None:
+    program = (
+        "import sys; from incipit.cli import main, serve; from incipit.serve.http import keeper, keys, logs\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program + "print({'torch', 'transformers', 'fastapi'} & set(sys.modules))"],
+        capture_output=True, text=True, timeout=PATIENCE,
+        env=os.environ | {"PYTHONPATH": str(Path(keeper.__file__).parents[3])},
+    )  # fmt: skip
+    assert done.stdout == "set()\n", done.stderr

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from incipit.errors import ServeError
 from incipit.serve.http import logs
 
 TICK = 0.1  # seconds between two beats, and between two looks
@@ -48,6 +49,21 @@ class Beat:
                 os.write(pipe, BEAT)
         except OSError:  # the keeper is gone: nobody would stop this process
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A bound socket; raises ServeError for an address that is taken or not ours. port 0: any free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        raise ServeError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port"
+        ) from error
+    return found
 
 
 def keep(sock: socket.socket) -> Beat:
@@ -187,6 +203,8 @@ def _answer(head: bytes) -> bytes:
         body = {"error": error}
     data = json.dumps(body).encode()
     return (
-        b"HTTP/1.1 " + status + b"\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
+        b"HTTP/1.1 "
+        + status
+        + b"\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
         b"content-length: " + str(len(data)).encode() + b"\r\n\r\n" + data
     )

@@ -124,7 +124,9 @@ class Desk:
             if len(asks) > self.rows:
                 said = f"{len(asks)} answers in one request, at most {self.rows} are allowed: send several requests"
                 raise Refusal(422, said, code="too_many_rows")
-            taken = Round(self, version, [replace(a, client=called.client) for a in asks], until, called, live)
+            taken = Round(
+                self, version, [replace(a, client=called.client) for a in asks], until, called, live
+            )
             taken.start()
         except BaseException:
             if version is not None:
