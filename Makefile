@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 FITS := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: setup demo test check docs bench clean
+.PHONY: setup demo test check docs bench soak clean
 
 setup: $(READY)
 
@@ -31,6 +31,10 @@ docs: $(READY)
 # Everything but W6 and W7, which need SST-2: BENCH="--data FOLDER", or "--only w1", or "--device cuda".
 bench: $(READY)
 	@$(BIN)/python -m benchmarks $(BENCH)
+
+# What must hold under load, over HTTP, about 50 minutes; SOAK="--only overload,killed" for some of it.
+soak: $(READY)
+	@$(BIN)/python -m benchmarks.soak $(SOAK)
 
 clean:
 	@rm -rf site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -14,8 +14,8 @@ OPENING = """## Serving
 
 `incipit serve` over HTTP on this machine, 16 new tokens a request. Beside PEFT: random Llama 8 x 512, prompts of 100
 rows, the driver in a process of its own; throughput in a closed loop, times in an open loop (random arrivals) at half
-of it. PEFT answers the same requests in process, without HTTP: one after another with `set_adapter` for each, and by task,
-all requests of one prompt together, which it must know beforehand.
+of it. PEFT answers the same requests in process, without HTTP: one after another with `set_adapter` for each, and by
+task, all requests of one prompt together, which it must know beforehand.
 """
 UNDER = """
 Under load: `builtin:lm`, 16 prompts of 20 rows, a server process that is asked by another one (`make soak`).

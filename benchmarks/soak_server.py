@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import re
 import secrets
 import subprocess
@@ -117,7 +118,10 @@ def served(place: Path, name: str, *more: str) -> Iterator[Watched]:
             "--quiet",
         ]
         command += ["--admin-keys", f"{folder}/admin", "--device", "cpu", *more]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        ours = os.pathsep.join([str(Path(artifact.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": ours}
+        )
         try:
             assert process.stdout is not None
             said = process.stdout.readline()

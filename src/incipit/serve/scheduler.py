@@ -194,7 +194,9 @@ class Scheduler:
                 found.append((job, job.ending))
             elif job.deadline is not None and now >= job.deadline:
                 found.append((job, "deadline" if job in self.running else "overloaded"))
-            elif job.deadline is not None and job not in self.running and now + self._sure(job) > job.deadline:
+            elif (
+                job.deadline is not None and job not in self.running and now + self._sure(job) > job.deadline
+            ):
                 found.append((job, "overloaded"))
         return found
 
