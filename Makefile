@@ -12,7 +12,7 @@ FITS := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < 
 
 VLLM := .venv-vllm
 
-.PHONY: setup demo test test-vllm check docs bench clean
+.PHONY: setup demo test test-vllm check docs bench soak clean
 
 setup: $(READY)
 
@@ -38,6 +38,10 @@ docs: $(READY)
 # Everything but W6 and W7, which need SST-2: BENCH="--data FOLDER", or "--only w1", or "--device cuda".
 bench: $(READY)
 	@$(BIN)/python -m benchmarks $(BENCH)
+
+# What must hold under load, over HTTP, about 50 minutes; SOAK="--only overload,killed" for some of it.
+soak: $(READY)
+	@$(BIN)/python -m benchmarks.soak $(SOAK)
 
 clean:
 	@rm -rf site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -60,9 +60,9 @@ python -m benchmarks --device cuda  # W1 to W5 in bfloat16, Llama of 1B and 7B
 
 
 def records(folder: Path = RECORDS) -> dict[str, dict[str, Any]]:
-    """Name -> record, those of the servers in a folder of their own; toys are no results."""
-    places = [at / n for at in (folder, folder / "serve") for n in sorted(files.folder_files(at) or [])]
-    found = {place.stem: files.read_json(place) for place in places if place.suffix == ".json"}
+    """Name -> record; toys are no results."""
+    names = sorted(n for n in files.folder_files(folder) or [] if n.endswith(".json"))
+    found = {name.removesuffix(".json"): files.read_json(folder / name) for name in names}
     return {name: record for name, record in found.items() if not record.get("toy")}
 
 
@@ -75,15 +75,12 @@ def wanted(kind: str = "cpu") -> dict[str, tuple[str, Mapping[str, float]]]:
     return found | (LONG if kind == "cpu" else {})
 
 
-def page(found: Records, notes: Mapping[str, str]) -> str:
-    """The whole of docs/benchmarks.md."""
+def page(found: Records, notes: Mapping[str, str], serving: Records | None = None) -> str:
+    """The whole of docs/benchmarks.md. serving: records of the server."""
+    serving = serving or {}
     parts = [OPENING, _table("Workloads", wanted(), found), _said(wanted(), found, notes), _curves(found)]
-    parts += [
-        report_serve.section(found, notes),
-        _table("On a GPU", wanted("cuda"), found),
-        _said(wanted("cuda"), found, notes),
-        _origin(found),
-    ]
+    parts += [_table("On a GPU", wanted("cuda"), found), _said(wanted("cuda"), found, notes)]
+    parts += [report_serve.section(serving, notes), _origin({**found, **serving})]
     return "\n".join(part for part in parts if part)
 
 
@@ -225,7 +222,7 @@ def draw(key: str, record: Mapping[str, Any], folder: Path) -> None:
 def write() -> None:
     """The page and the figures of all curves that are on record."""
     found = records()
-    files.atomic_write(PAGE, page(found, files.read_toml(NOTES)))
+    files.atomic_write(PAGE, page(found, files.read_toml(NOTES), records(report_serve.FOLDER)))
     for key in curves.names():
         if key in found:
             draw(key, found[key], FIGURES)

@@ -31,9 +31,9 @@ def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_page_is_what_the_records_say() -> None:
     found, notes = report.records(), files.read_toml(report.NOTES)
-    assert files.read_bytes(report.PAGE).decode() == report.page(found, notes), (
-        "run python -m benchmarks.report"
-    )
+    assert files.read_bytes(report.PAGE).decode() == report.page(
+        found, notes, report.records(report_serve.FOLDER)
+    ), "run python -m benchmarks.report"
     for key in curves.names():
         assert (report.FIGURES / f"{key}.svg").exists() == (key in found)
     assert set(found) <= {*report.wanted(), *report.wanted("cuda"), *curves.names(), *report_serve.lines()}

@@ -122,6 +122,7 @@ class Far:
     groups: tuple[tuple[slice | Tensor, Tensor, Tensor, Tensor], ...]
     live: Tensor
     whole: bool  # one group with every row in its own cell, in order
+    turn: Tensor | None  # [B], the cell of each row, where one group holds them all
 
 
 def far_of(shelf: Shelf, names: Sequence[str | None], device: torch.device) -> Far | None:
@@ -160,7 +161,8 @@ def far_of(shelf: Shelf, names: Sequence[str | None], device: torch.device) -> F
     first = groups[0]
     count = len(names)
     whole = len(groups) == 1 and first[1].flatten().tolist() == list(range(count)) == first[3].tolist()
-    return Far(tuple(groups), live, whole)
+    turn = first[3][first[2].argsort()] if len(groups) == 1 and len(first[2]) == count else None
+    return Far(tuple(groups), live, whole, turn)
 
 
 @dataclass
@@ -291,6 +293,8 @@ def _far(far: Far, rows: Tensor, keys: Tensor | None, values: Tensor | None) -> 
         made = made.transpose(1, 2).flatten(0, 1)  # [cells, N, G, Q, Y]
         if far.whole:
             return made
+        if far.turn is not None:
+            return made[far.turn]
         if out is None:
             out = rows.new_zeros(rows.shape[0], *shape, there.shape[-1])
         out[mine] = made[cell]

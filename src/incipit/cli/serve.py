@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,9 @@ from incipit.cli import options
 if TYPE_CHECKING:
     from incipit.serve.http.keys import Keys
 
+SWITCH = (
+    0.001  # seconds after which the thread that runs lets another one: the engine's must not hold up HTTP
+)
 KEY, ADMIN_KEY = "INCIPIT_API_KEY", "INCIPIT_ADMIN_KEY"  # a key that no file holds
 
 
@@ -97,37 +101,46 @@ def serve(
     Any client of OpenAI's API can ask: `model` names the prompt. A page to try them is at /. The log is one
     JSON line a request on stderr. SIGTERM: running requests finish, new ones get 503, then it exits with 0.
     """
-    from incipit.backbones import load
-    from incipit.serve import scheduler
-    from incipit.serve.engine import Engine
-    from incipit.serve.http import gate, logs, server
-    from incipit.serve.http.app import Options, called, make_app
-    from incipit.serve.http.keys import Rate as Limit
-    from incipit.serve.store import Store
+    from incipit.serve.http import keeper, logs
 
-    chosen = Options(
-        name=name, keys=_keys(keys, KEY), admin=_keys(admin_keys, ADMIN_KEY), timeout=timeout, by_prompt=by_prompt,
-        limits=gate.Limits(max_body=int(max_body * 2**20), rate=Limit(rate)),
-        hidden=(str(Path(library).absolute()), str(library)),
-    )  # fmt: skip
-    sock = server.listening(host, port)  # before the model is read: what is wrong is said at once
-    model = load(backbone, dtype=dtype, device=device)
-    store = Store(library, model)
-    sizes: dict[str, Any] = {"rows": slots} | ({"room": room} if room else {})
-    engine = Engine(model, limits=scheduler.Limits(waiting=waiting, client=client), **sizes)
-    refused = [listed for listed in store.listing() if listed.refused]
-    for listed in refused:
-        typer.echo(f"note: prompt {listed.name!r} is not served: {listed.refused}", err=True)
-
-    def told(at: str, on: int) -> None:
-        count, shown = len(store.listing()) - len(refused), f"[{at}]" if ":" in at else at
-        typer.echo(f"{count} prompts over {name or called(model.name)} at http://{shown}:{on}")
-        logs.tell(
-            "listening", host=at, port=on, prompts=count, keys=bool(chosen.keys), admin=bool(chosen.admin)
-        )
-
+    known, admins = _keys(keys, KEY), _keys(admin_keys, ADMIN_KEY)
+    sock = keeper.listening(host, port)  # before the model is read: what is wrong is said at once
     undo = logs.turn_on(quiet=quiet)
     try:
+        beat = keeper.keep(sock)  # from here on in a process of its own, forked before torch is there
+
+        from incipit.backbones import load
+        from incipit.serve import scheduler
+        from incipit.serve.engine import Engine
+        from incipit.serve.http import gate, server
+        from incipit.serve.http.app import Options, called, make_app
+        from incipit.serve.http.keys import Rate as Limit
+        from incipit.serve.store import Store
+
+        sys.setswitchinterval(SWITCH)
+        chosen = Options(
+            name=name, keys=known, admin=admins, timeout=timeout, by_prompt=by_prompt,
+            limits=gate.Limits(max_body=int(max_body * 2**20), rate=Limit(rate)),
+            hidden=(str(Path(library).absolute()), str(library)),
+        )  # fmt: skip
+        model = load(backbone, dtype=dtype, device=device)
+        store = Store(library, model)
+        sizes: dict[str, Any] = {"rows": slots} | ({"room": room} if room else {})
+        limits = scheduler.Limits(waiting=waiting, client=client)
+        engine = Engine(model, limits=limits, restarts=beat.restarts, **sizes)
+        refused = [listed for listed in store.listing() if listed.refused]
+
+        def told(at: str, on: int) -> None:
+            beat.listens()
+            count, shown = len(store.listing()) - len(refused), f"[{at}]" if ":" in at else at
+            if not beat.restarts:
+                typer.echo(f"{count} prompts over {name or called(model.name)} at http://{shown}:{on}")
+            logs.tell(
+                "listening", host=at, port=on, prompts=count, keys=bool(chosen.keys), admin=bool(chosen.admin)
+            )
+
+        for listed in refused:
+            typer.echo(f"note: prompt {listed.name!r} is not served: {listed.refused}", err=True)
         server.Server(make_app(engine, store, chosen), grace=grace, told=told).run(sockets=[sock])
     finally:
         undo()

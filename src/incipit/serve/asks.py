@@ -37,7 +37,7 @@ __all__ = [
     "Ticket",
 ]
 
-Reason: TypeAlias = Literal["stop", "length", "cancelled", "deadline", "error"]
+Reason: TypeAlias = Literal["stop", "length", "cancelled", "deadline", "overloaded", "error"]
 
 
 # -- what is asked ---------------------------------------------------------------------------------------------
@@ -149,12 +149,12 @@ class End:
     """The last event of every ticket.
 
     reason: "stop" an end token, a stop text, or choices scored; "length" max_new_tokens reached; "cancelled";
-    "deadline"; "error" with `error` in words for the client. text: what was still held back. stopped_by: the stop text
-    or token id that ended it. shares: of each candidate, summing to 1 (Choose only), logs: their
-    log-probabilities, choice: the one that is taken (of an ensemble that votes, shares are of votes and may be equal).
-    prompt_tokens: positions of the prompt; input_tokens; new_tokens (the end token not counted); of an ensemble, of all
-    its members. waited: from submit to the first step; first_token: from submit to the first new token (0: none came);
-    seconds: from submit to the end.
+    "deadline": it had begun; "overloaded": it had not, and would have come too late; "error" with `error` in words for
+    the client. text: what was still held back. stopped_by: the stop text or token id that ended it. shares: of each
+    candidate, summing to 1 (Choose only), logs: their log-probabilities, choice: the one that is taken (of an ensemble
+    that votes, shares are of votes and may be equal). prompt_tokens: positions of the prompt; input_tokens; new_tokens
+    (the end token not counted); of an ensemble, of all its members. waited: from submit to the first step; first_token:
+    from submit to the first new token (0: none came); seconds: from submit to the end.
     """
 
     reason: Reason

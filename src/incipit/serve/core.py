@@ -50,6 +50,7 @@ class Core:
         self.finished: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self._before = CacheUse()  # of executors that are gone
+        self._since: float | None = None  # when the step before ended, where nothing was waited for since
 
     # -- from any thread -------------------------------------------------------------------------------------------
 
@@ -91,12 +92,10 @@ class Core:
         if why := self.executor.fits(ask):
             raise TooLong(why)
         cost = self.executor.cost(ask) * ask.rows
-        self.scheduler.check(ask.client, ask.task, cost, ask.timeout)
         seed = ask.do.seed if isinstance(ask.do, Sampling) else 0
         stop = ask.do.stop if isinstance(ask.do, Sampling) else ()
-        ask = replace(ask, version=ask.version.again() if ask.version is not None else None)
         now = self.clock()
-        return Job(
+        job = Job(
             Ticket(ask, self.cancel),
             Row(ask, random.getrandbits(32) if seed is None else seed),
             cost,
@@ -104,6 +103,10 @@ class Core:
             None if ask.timeout is None else now + ask.timeout,
             Writing(self.decode, stop),
         )
+        self.scheduler.check(job, ask.timeout)
+        if ask.version is not None:
+            job.row.ask = job.ticket.ask = replace(ask, version=ask.version.again())
+        return job
 
     def cancel(self, ticket: Ticket) -> None:
         """End a request early: at once where it waits, before the next step where it runs."""
@@ -163,6 +166,7 @@ class Core:
                 job.begun = start if job.begun is None else job.begun
         _deliver(out)
         if not plan:
+            self._since = None
             return bool(out)
         refused = {j: why for j, _ in plan.rows if j.row.held is None and (why := executor.enter(j.row))}
         plan.rows = [(j, n) for j, n in plan.rows if j not in refused]
@@ -198,7 +202,8 @@ class Core:
                 out.append(self._ended(job, "error", each.error))
             elif each.token is not None:
                 self._wrote(job, each, now, out)
-        self.scheduler.pace.add(done, now - start)
+        since, self._since = self._since, now
+        self.scheduler.pace.add(done, now - (start if since is None else since))
 
     def _chosen(self, job: Job, scored: Scored) -> tuple[Ticket, Event]:
         if scored.error:
@@ -238,7 +243,7 @@ class Core:
         if self.scheduler.drop(job) and job.row.held is not None:
             self.executor.leave(job.row)
         if job.begun is not None and reason in ("stop", "length"):
-            self.scheduler.lived(now - job.begun)
+            self.scheduler.lived(job, now - job.begun)
         del self.jobs[job.ticket]
         if not self.jobs:
             self.work.notify_all()  # whoever waits for the drain
@@ -275,7 +280,7 @@ class Core:
         """Go on with another executor; nothing is under way."""
         with self.lock:
             assert not self.jobs, "give_up first"
-            self.executor = executor
+            self.executor, self._since = executor, None
             pace, self.scheduler = self.scheduler.pace, Scheduler(executor, self.limits)
             self.scheduler.pace = pace
 

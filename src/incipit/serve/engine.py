@@ -41,6 +41,7 @@ class Engine:
     """Answers asks over one frozen backbone. sizes: rows (slots), room (positions of a slot), cache_bytes (of prompts).
 
     make: gives an executor, and is asked again after every failure; by default the fastest one that is exact.
+    restarts: how often one failed before, in another process.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class Engine:
         stuck_after: float = STUCK,
         make: Callable[[], Executor] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        restarts: int = 0,
         **sizes: Any,
     ) -> None:
         self._backbone, self.stuck_after = backbone, stuck_after
         self._make = make or (lambda: self._fastest(**sizes))
         self.notes: list[str] = []
         self._core = Core(None, clock, self._text, backbone.eos_ids, limits)
+        self._core.restarts = restarts
         self._lock = threading.RLock()
         self._why = "not started"
         self._up = self._draining = self._stopped = False

@@ -15,7 +15,8 @@ from incipit.serve.executor import Executor, Row
 from incipit.serve.queues import FairQueues
 from incipit.serve.writing import Writing
 
-_SAFE = 1.5  # how much longer than estimated a request is thought to take
+_SAFE = 1.5  # how much longer than estimated a request is thought to take, when it comes
+_SURE = 1.2  # the same, when it would begin
 _HALF_LIFE = 5.0  # seconds of work after which a measured rate counts half
 
 
@@ -63,6 +64,12 @@ class Job:
             return ask.rows * (max(1, *map(len, ask.do.inputs or (ask.ids,))) + sum(map(len, ask.do.ends)))
         return max(1, len(ask.ids))
 
+    @property
+    def steps(self) -> int:
+        """Steps that it takes at most, where its input is not read in parts."""
+        do = self.row.ask.do
+        return 1 + do.max_new_tokens if isinstance(do, Sampling) else 1
+
 
 @dataclass
 class Plan:
@@ -81,11 +88,18 @@ class Pace:
 
     done: float = 0.0
     spent: float = 0.0
+    steps: float = 0.0
 
     def add(self, done: float, seconds: float) -> None:
-        """Count work and the time that it took."""
+        """Count the work of a step and the time that it took."""
         keep = 0.5 ** (seconds / _HALF_LIFE)
         self.done, self.spent = self.done * keep + done, self.spent * keep + seconds
+        self.steps = self.steps * keep + 1
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step."""
+        return self.spent / self.steps if self.steps else 0.0
 
     def seconds(self, work: float) -> float:
         """How long this much work takes; 0 while nothing is known."""
@@ -105,6 +119,7 @@ class Scheduler:
         self.tasks: dict[str, int] = {}  # slots by task
         self.pace = Pace()
         self.life = 0.0  # seconds from first step to end, smoothed
+        self.written = 1.0  # tokens that are written, of those that may be, smoothed
 
     def __iter__(self) -> Iterator[Job]:
         yield from list(self.running)
@@ -112,12 +127,13 @@ class Scheduler:
 
     # -- arrival ---------------------------------------------------------------------------------------------------
 
-    def check(self, client: str, task: str, cost: int, timeout: float | None) -> None:
+    def check(self, job: Job, timeout: float | None) -> None:
         """Raise ClientLimit or Saturated where a request would not be served in time.
 
         A task may fill twice the room that is left in the queues (Choudhury and Hahne 1998, dynamic thresholds), so
         that one that floods them leaves room to others.
         """
+        client, task = job.row.ask.client, job.task
         if client and self.clients.get(client, 0) >= self.limits.client:
             raise ClientLimit(
                 f"{self.limits.client} requests of this client are under way, which is its limit; wait for one of them",
@@ -125,7 +141,7 @@ class Scheduler:
             )
         own, own_cost = self.queues.waiting(task)
         left = self.limits.waiting - len(self.queues)
-        wait = self._wait(own_cost, not own)
+        wait = self._wait(job, own_cost, not own)
         unknown = timeout is not None and not self.pace.done  # then few may wait
         blind = unknown and len(self.queues) >= 2 * self.slots
         if own >= 2 * left or blind:
@@ -133,7 +149,7 @@ class Scheduler:
                 f"{len(self.queues)} requests wait already; try again in {max(0.1, wait):.1f} s",
                 max(0.1, wait),
             )
-        needed = _SAFE * (wait + max(self.life, self.pace.seconds(cost)))
+        needed = _SAFE * (wait + self._takes(job))
         if timeout is not None and needed > timeout:
             raise Saturated(
                 f"the answer would take about {needed:.1f} s, later than the {timeout:.1f} s that the request allows; "
@@ -141,12 +157,22 @@ class Scheduler:
                 max(0.1, needed - timeout),
             )
 
-    def _wait(self, own: float, new: bool) -> float:
-        """Seconds until a request behind `own` work of its task begins: tasks that wait share what is done."""
+    def _takes(self, job: Job) -> float:
+        """Seconds from a job's first step to its end, where it writes as much of what it may as jobs do on the mean."""
+        parts = job.size // max(1, self.limits.chunk)
+        return (1 + parts + (job.steps - 1) * self.written) * self.pace.step
+
+    def _sure(self, job: Job) -> float:
+        """Seconds that must be left to a job that begins."""
+        return _SURE * self._takes(job)
+
+    def _wait(self, job: Job, own: float, new: bool) -> float:
+        """Seconds until a job behind `own` work of its task begins: tasks that wait share what is done."""
         if not self.queues and len(self.running) < self.slots:
             return 0.0
-        shares = self.queues.tasks + new
-        return self.pace.seconds(min(self.queues.cost, own * shares) + self.reserved / 2)
+        others = self.queues.tasks - (not new)
+        ahead = own + others * (own + job.cost)  # each of them has its turn before ours
+        return self.pace.seconds(min(self.queues.cost, ahead) + self.reserved / 2)
 
     def push(self, job: Job) -> None:
         """Queue a job that was checked."""
@@ -158,13 +184,20 @@ class Scheduler:
     # -- each step -------------------------------------------------------------------------------------------------
 
     def due(self, now: float) -> list[tuple[Job, Reason]]:
-        """Jobs that end before the next step: cancelled, or out of time."""
+        """Jobs that end before the next step: cancelled, out of time, or waiting for what would come too late.
+
+        The last is what makes a promise of the deadline: who begins has the time that it takes.
+        """
         found: list[tuple[Job, Reason]] = []
         for job in self:
             if job.ending is not None:
                 found.append((job, job.ending))
             elif job.deadline is not None and now >= job.deadline:
-                found.append((job, "deadline"))
+                found.append((job, "deadline" if job in self.running else "overloaded"))
+            elif (
+                job.deadline is not None and job not in self.running and now + self._sure(job) > job.deadline
+            ):
+                found.append((job, "overloaded"))
         return found
 
     def next_deadline(self) -> float | None:
@@ -228,6 +261,8 @@ class Scheduler:
                 del self.tasks[job.task]
         return True
 
-    def lived(self, seconds: float) -> None:
-        """Count how long a job took from its first step to its end."""
+    def lived(self, job: Job, seconds: float) -> None:
+        """Count how long a job took from its first step to its end, and how much of what it might it has written."""
         self.life = seconds if not self.life else self.life + 0.1 * (seconds - self.life)
+        if job.writes:
+            self.written += 0.1 * (len(job.row.new) / (job.steps - 1) - self.written)

@@ -176,6 +176,7 @@ def test_the_engine_takes_nothing(
     ("end", "status", "code"),
     [
         (End("deadline", seconds=3.0), 504, "deadline_exceeded"),
+        (End("overloaded", seconds=3.0), 503, "overloaded"),
         (End("error", error="the prompt gives NaN"), 500, "engine_error"),
         (End("cancelled"), 503, "cancelled"),
     ],
@@ -228,7 +229,7 @@ def test_rows_beyond_a_clients_limit_wait_for_its_own(site: Any) -> None:
 
 def test_a_prompt_that_loads_too_slowly(site: Any) -> None:
     site.store.slow = threading.Event()
-    refused(site.post(COMPLETE, model="mood", prompt="x", timeout=0.01), 504, "deadline_exceeded", "within")
+    refused(site.post(COMPLETE, model="mood", prompt="x", timeout=0.01), 503, "overloaded", "within 0.0 s")
     site.store.slow.set()
     assert not site.engine.tickets
 

@@ -115,7 +115,7 @@ async def _written(
         said = "stream_options without stream: set stream to true, or leave them out"
         raise Refusal(422, said, code="invalid_value", param="stream_options")
     called: Called = request.scope["incipit"]
-    taken = await desk.take(body.model, ask, called, body.timeout)
+    taken = await desk.take(body.model, ask, called, body.timeout, live=bool(body.stream))
     head = replies.Head(form.prefix + called.id, int(time.time()), body.model, taken.fingerprint)
     if body.stream:
         return Stream(taken, form, head, body.usage)

@@ -5,6 +5,7 @@ No label tells a prompt's name unless that is asked for: names may be secret, an
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -115,6 +116,7 @@ class Meters:
             registry=self.registry,
         )
         self.active = Gauge("incipit:http_requests_active", "HTTP requests under way", registry=self.registry)
+        self._tasks = Gauge("incipit:http_tasks", "Tasks of the event loop", registry=self.registry)
         self._prompts = None
         if by_prompt:
             self._prompts = Counter(
@@ -153,7 +155,8 @@ class Meters:
         self._calls.labels(route, str(status)).inc()
 
     def text(self) -> bytes:
-        """The page that Prometheus reads."""
+        """The page that Prometheus reads; from within the event loop."""
+        self._tasks.set(len(asyncio.all_tasks()))
         return generate_latest(self.registry)
 
 

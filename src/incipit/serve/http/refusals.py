@@ -97,15 +97,23 @@ class Refusal(Exception):
 
     @classmethod
     def late(cls, seconds: float) -> Refusal:
-        """A deadline has passed."""
+        """A deadline has passed while the answer was written."""
         said = f"the request was not done within {seconds:.1f} s: ask for less, or allow more by `timeout`"
         return cls(504, said, kind="timeout_error", code="deadline_exceeded")
+
+    @classmethod
+    def crowded(cls, seconds: float) -> Refusal:
+        """A request that has waited, and that the engine has not begun."""
+        said = f"the request could not be begun within {seconds:.1f} s: the server is busy; try again"
+        return cls(503, said, kind="overloaded_error", code="overloaded", retry_after=1.0)
 
     @classmethod
     def ended(cls, end: End) -> Refusal | None:
         """The refusal that an early end of the engine is; None for an answer."""
         if end.reason == "deadline":
             return cls.late(end.seconds)
+        if end.reason == "overloaded":
+            return cls.crowded(end.seconds)
         if end.reason == "cancelled":
             said = "the request was stopped before its end: the server is shutting down"
             return cls(503, said, kind="server_error", code="cancelled", retry_after=1.0)
@@ -181,7 +189,7 @@ MEANINGS = {
     429: "Your own limit; see Retry-After",
     500: "The server failed on this request",
     503: "Saturated, starting or shutting down; see Retry-After",
-    504: "Not done within its deadline",
+    504: "Begun, and not done within its deadline",
 }
 
 

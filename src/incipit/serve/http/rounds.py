@@ -34,6 +34,27 @@ class Called:
     tokens: int = 0
 
 
+class Bell:
+    """Wakes rounds of one event loop from the engine's thread: one call of the loop for all that a step brings."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._rung: deque[asyncio.Event] = deque()
+        self._called = False
+
+    def ring(self, event: asyncio.Event) -> None:
+        """Set an event of the loop, soon."""
+        self._rung.append(event)
+        if not self._called and not self.loop.is_closed():
+            self._called = True
+            self.loop.call_soon_threadsafe(self._answer)
+
+    def _answer(self) -> None:
+        self._called = False  # before the rest: what is rung from now on calls again
+        while self._rung:
+            self._rung.popleft().set()
+
+
 class Desk:
     """Engine, store and tokenizer, as the endpoints use them. backbone_name: what clients call the bare model."""
 
@@ -54,6 +75,13 @@ class Desk:
         self.created = int(time.time())
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="incipit-http")
         self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._bell: Bell | None = None
+
+    def bell(self) -> Bell:
+        """That of the running loop."""
+        if self._bell is None or self._bell.loop is not asyncio.get_running_loop():
+            self._bell = Bell()
+        return self._bell
 
     async def aside(self, job: Callable[[], T]) -> T:
         """Run what may wait for a disk in a thread."""
@@ -65,15 +93,20 @@ class Desk:
         ask: Callable[[Reader, PinnedVersion | None], Sequence[Ask]],
         called: Called,
         timeout: float | None,
+        live: bool = False,
     ) -> Round:
-        """Pin the prompt, make its rows, submit them. Raises Refusal, IncipitError; nothing is left behind then."""
-        until = time.monotonic() + min(timeout or self.timeout, self.timeout)
+        """Pin the prompt, make its rows, submit them. Raises Refusal, IncipitError; nothing is left behind then.
+
+        live: tell of tokens as they come, and not only of ends.
+        """
+        given = min(timeout or self.timeout, self.timeout)
+        until = time.monotonic() + given
         turn = self._turns.setdefault(model, asyncio.Semaphore(FOR_ONE))
         try:
             async with asyncio.timeout(max(0.0, until - time.monotonic())):
                 await turn.acquire()
         except TimeoutError as error:
-            raise Refusal.late(self.timeout) from error
+            raise Refusal.crowded(given) from error
         job = asyncio.ensure_future(self.aside(lambda: self._pinned(model, ask)))
         job.add_done_callback(lambda _: turn.release())
         try:
@@ -83,7 +116,7 @@ class Desk:
             raise
         if not done:
             job.add_done_callback(_let_go)
-            raise Refusal.late(self.timeout)
+            raise Refusal.crowded(given)
         version, asks = job.result()
         called.model = version.name if version is not None else self.backbone_name
         called.rows = len(asks)
@@ -91,7 +124,9 @@ class Desk:
             if len(asks) > self.rows:
                 said = f"{len(asks)} answers in one request, at most {self.rows} are allowed: send several requests"
                 raise Refusal(422, said, code="too_many_rows")
-            taken = Round(self, version, [replace(a, client=called.client) for a in asks], until, called)
+            taken = Round(
+                self, version, [replace(a, client=called.client) for a in asks], until, called, live
+            )
             taken.start()
         except BaseException:
             if version is not None:
@@ -125,14 +160,21 @@ class Round:
     """The rows of one request. At most `Desk.rows` of them; those beyond a client's own limit wait for the others."""
 
     def __init__(
-        self, desk: Desk, version: PinnedVersion | None, asks: Sequence[Ask], until: float, called: Called
+        self,
+        desk: Desk,
+        version: PinnedVersion | None,
+        asks: Sequence[Ask],
+        until: float,
+        called: Called,
+        live: bool,
     ) -> None:
         self.desk, self.version, self.asks, self.until, self.called = desk, version, asks, until, called
+        self.live = live
         self.ends: list[End | None] = [None] * len(asks)
         self._waiting = deque(range(len(asks)))
         self._tickets: dict[int, Ticket] = {}
-        self._queue: asyncio.Queue[tuple[int, Event, float]] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
+        self._found: deque[tuple[int, Event, float]] = deque()
+        self._more, self._bell = asyncio.Event(), desk.bell()
         self._last: dict[int, float] = {}
         self.stopped = False
 
@@ -147,7 +189,7 @@ class Round:
             index = self._waiting[0]
             left = self.until - time.monotonic()
             if left <= 0:
-                raise Refusal.late(self.desk.timeout)
+                raise Refusal.crowded(self.desk.timeout)
             try:
                 ticket = self.desk.engine.submit(replace(self.asks[index], timeout=left))
             except (ClientLimit, Saturated):
@@ -163,8 +205,9 @@ class Round:
 
     def _tell(self, index: int, event: Event) -> None:
         """From the engine's thread."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, event, time.perf_counter()))
+        self._found.append((index, event, time.perf_counter()))
+        if self.live or isinstance(event, End):
+            self._bell.ring(self._more)
 
     async def events(self) -> AsyncIterator[list[tuple[int, Event]]]:
         """What happened, in order: all that there is, then the next; ends after the last End.
@@ -172,9 +215,9 @@ class Round:
         Raises Refusal or IncipitError where a row that had to wait is not taken.
         """
         while any(end is None for end in self.ends) and not self.stopped:
-            found = [await self._queue.get()]
-            while not self._queue.empty():
-                found.append(self._queue.get_nowait())
+            await self._more.wait()
+            self._more.clear()
+            found = [self._found.popleft() for _ in range(len(self._found))]
             for index, event, at in found:
                 self._note(index, event, at)
             if self._waiting and any(isinstance(event, End) for _, event, _ in found):

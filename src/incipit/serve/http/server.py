@@ -13,9 +13,11 @@ from types import FrameType
 
 import uvicorn
 
-from incipit.errors import ServeError
 from incipit.serve.http import logs
 from incipit.serve.http.gate import Gate
+from incipit.serve.http.keeper import listening
+
+__all__ = ["Server", "listening"]
 
 KEPT_ALIVE = 75  # seconds that an idle connection stays open
 LAST = 5  # seconds for answers that are on their way when the grace is over
@@ -81,18 +83,3 @@ class Server(uvicorn.Server):
         logs.tell("drained", waited=round(waited, 3), left=self.gate.active)
         await asyncio.to_thread(self.gate.stop)  # who is still there is told so
         return True
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A bound socket; raises ServeError for an address that is taken or not ours. port 0: any free one."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((host, port))
-    except OSError as error:
-        found.close()
-        raise ServeError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port"
-        ) from error
-    return found
