@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from incipit import files
+from incipit.backbones.starting import attention_by_distance, lend_blocks
 from incipit.batch import Encoded, collate
 from incipit.errors import Interrupted, RecipeError
 from incipit.pretrain import PretrainSettings, build, held_out, objective, pretrain, token_loss
-from incipit.starting import attention_by_distance, lend_blocks
 from incipit.train import FitSettings, OptimSettings
 
 WORDS = [

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from incipit import files
 from incipit.backbones import load
+from incipit.backbones.starting import lend_blocks, lend_embeddings, start_from
 from incipit.batch import IGNORE, Batch, Encoded, collate
 from incipit.errors import RecipeError, nearest
-from incipit.starting import lend_blocks, lend_embeddings, start_from
 from incipit.tasks import raw, vocabulary
 from incipit.train import FitSettings, Trainee, fit
 

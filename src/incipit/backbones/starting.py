@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from incipit.backbones import load
 from incipit.backbones.internals import bias_before
+from incipit.backbones.load import load
 from incipit.errors import RecipeError
 
 if TYPE_CHECKING:
