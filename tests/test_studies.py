@@ -150,3 +150,31 @@ def test_the_search_of_xprompt_costs_less_than_three_trainings() -> None:
     for line in costs:
         assert len([row for row in line["extra"]["rows"] if row["stage"] in ("tokens", "pieces")]) == 18
     assert all(float(row[-2]) <= 3 and float(row[-1]) <= 3 for row in xprompt().cost_table(costs))
+
+
+# -- isolated -------------------------------------------------------------------------------------------
+
+
+def test_joint_and_isolated_prompts_are_compared_alike() -> None:
+    """Same data, seeds and settings but for the way; the page shows what the records say."""
+    folder = STUDIES / "isolated"
+    spec = importlib.util.spec_from_file_location("isolated", folder / "table.py")
+    assert spec is not None and spec.loader is not None
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    assert {p.stem for p in folder.glob("*.toml")} == set(table.TASKS)
+    for task in table.TASKS:
+        recipe = Recipe.read(folder / f"{task}.toml")
+        assert recipe.name == f"isolated-{task}" and recipe.prompt.attention == "joint"
+        ways = [files.read_jsonl(folder / "records" / f"isolated-{task}{way}.jsonl") for way in ("", "-isolated")]
+        for joint, isolated in zip(*ways, strict=True):
+            settings = [line["settings"] for line in (joint, isolated)]
+            assert [s["prompt"].pop("attention") for s in settings] == ["joint", "isolated"]
+            assert [s.pop("name") for s in settings] == [recipe.name, f"{recipe.name}-isolated"]
+            assert settings[0] == settings[1] and joint["seed"] == isolated["seed"]
+            assert not joint["provenance"]["dirty"] and not isolated["provenance"]["dirty"]
+        assert len(ways[0]) == 3
+    page = files.read_bytes(folder / "README.md").decode()
+    assert page == table.page(page)
+    method = files.read_bytes(STUDIES.parent / "docs" / "methods" / "isolated.md").decode()
+    assert all(line in method for line in table.table().splitlines())
