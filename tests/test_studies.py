@@ -229,3 +229,33 @@ def test_new_records_are_added_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     files.append_jsonl(tmp_path / "small.jsonl", rows[0])
     assert table.add([str(tmp_path / "new.jsonl")]) == 1 and table.add([str(tmp_path / "new.jsonl")]) == 0
     assert files.read_jsonl(tmp_path / "small.jsonl") == [rows[0], rows[2]]
+
+
+# -- isolated -------------------------------------------------------------------------------------------
+
+
+def test_joint_and_isolated_prompts_are_compared_alike() -> None:
+    """Same data, seeds and settings but for the way; the page shows what the records say."""
+    folder = STUDIES / "isolated"
+    spec = importlib.util.spec_from_file_location("isolated", folder / "table.py")
+    assert spec is not None and spec.loader is not None
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    assert {p.stem for p in folder.glob("*.toml")} == set(table.TASKS)
+    for task in table.TASKS:
+        recipe = Recipe.read(folder / f"{task}.toml")
+        assert recipe.name == f"isolated-{task}" and recipe.prompt.attention == "joint"
+        ways = [
+            files.read_jsonl(folder / "records" / f"isolated-{task}{way}.jsonl") for way in ("", "-isolated")
+        ]
+        for joint, isolated in zip(*ways, strict=True):
+            settings = [line["settings"] for line in (joint, isolated)]
+            assert [s["prompt"].pop("attention") for s in settings] == ["joint", "isolated"]
+            assert [s.pop("name") for s in settings] == [recipe.name, f"{recipe.name}-isolated"]
+            assert settings[0] == settings[1] and joint["seed"] == isolated["seed"]
+            assert not joint["provenance"]["dirty"] and not isolated["provenance"]["dirty"]
+        assert len(ways[0]) == 3
+    page = files.read_bytes(folder / "README.md").decode()
+    assert page == table.page(page)
+    method = files.read_bytes(STUDIES.parent / "docs" / "methods" / "isolated.md").decode()
+    assert all(line in method for line in table.table().splitlines())
