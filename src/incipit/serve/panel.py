@@ -119,7 +119,7 @@ class _Vote:
         self.parts: list[Ticket] = []
         self._ends: dict[int, End] = {}
         self._lock = threading.Lock()  # never held while another ticket is told anything
-        self._failed = False
+        self._failed: End | None = None  # the first that said neither "stop" nor "length"
 
     def cancel(self) -> None:
         for part in self.parts:
@@ -129,22 +129,17 @@ class _Vote:
         """An event of member k; from the engine's thread, or from whoever cancels."""
         if not isinstance(event, End):
             return
-        failed = event.reason in ("cancelled", "deadline", "error")
         with self._lock:
             self._ends[k] = event
-            first = failed and not self._failed
-            self._failed = self._failed or failed
+            first = event.reason not in ("stop", "length") and self._failed is None
+            self._failed = event if first else self._failed
             whole = len(self._ends) == len(self.parts)
         if first:  # what one member cannot say, the ensemble cannot
             self.cancel()
         if not whole:
             return
         ends = [self._ends[i] for i in range(len(self.parts))]
-        bad = next((end for end in ends if end.reason == "error"), None)
-        bad = bad or next((end for end in ends if end.reason in ("deadline", "cancelled")), None)
-        if bad is None:
-            bad = self._chosen(ends)
-        self.ticket.put(_summed(bad, ends))
+        self.ticket.put(_summed(self._failed or self._chosen(ends), ends))
 
     def _chosen(self, ends: Sequence[End]) -> End:
         """Hand out the text of the majority; returns the end of the first who wrote it."""
