@@ -42,7 +42,7 @@ from incipit.interop import vllm
 
 ROOT = Path(__file__).parents[1]
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
-GRID = ((1, 16), (16, 16), (32, 16), (64, 16))  # clients, prompts
+GRID = ((1, 16), (16, 16), (32, 16), (64, 16), (64, 1000))  # clients, prompts
 TARGETS = {(32, 16): {"ratio": 1.0}}  # of the issue: at 32 clients at least vLLM's throughput
 MODEL, WORDS = "builtin:lm", 8192
 PATIENCE = 600.0  # seconds for vLLM to come up
@@ -218,7 +218,6 @@ def measured(load: Load, repeats: int, python: str) -> dict[str, Any]:
             rate = count / seconds["ours"] / 2
             opened = {name: side.drive(rate) for name, side in sides.items()}
             mode = ours.engine.state().mode
-    shown = ("statuses", "first", "between", "whole")
     return {
         "workload": "serve-vllm",
         "variant": load.key.removeprefix("serve-vllm-"),
@@ -230,7 +229,7 @@ def measured(load: Load, repeats: int, python: str) -> dict[str, Any]:
         "ratio": seconds["vllm"] / seconds["ours"],
         "seconds": {**seconds, "samples": samples},
         "requests_per_second": {name: count / s for name, s in seconds.items()},
-        "closed": {name: {k: told(found[-1])[k] for k in shown} for name, found in runs.items()},
+        "closed": {name: told(found[-1]) for name, found in runs.items()},
         "open": {"rate": rate} | {name: told(run) for name, run in opened.items()},
         "mode": mode,
         "difference": apart,

@@ -4,7 +4,7 @@ import asyncio
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -60,14 +60,27 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, llama: Backbone, shelved: d
     return place
 
 
-@pytest.fixture(scope="session")
-def middleware(bundle: Path) -> Iterator[ModuleType]:
-    """The module that lies in the bundle, imported as vLLM imports it."""
-    sys.path.insert(0, str(bundle))
+def brought(folder: Path) -> ModuleType:
+    """A bundle's module as vLLM imports it; nothing of it stays for the next bundle."""
+
+    def forget() -> None:
+        for name in [n for n in sys.modules if n.split(".")[0] == "incipit_prompts"]:
+            del sys.modules[name]
+
+    forget()
+    importlib.invalidate_caches()
+    sys.path.insert(0, str(folder))
     try:
-        yield importlib.import_module("incipit_prompts")
+        return importlib.import_module("incipit_prompts")
     finally:
-        sys.path.remove(str(bundle))
+        sys.path.remove(str(folder))
+        forget()
+
+
+@pytest.fixture(scope="session")
+def middleware(bundle: Path) -> ModuleType:
+    """The module that lies in the bundle."""
+    return brought(bundle)
 
 
 @dataclass(frozen=True)

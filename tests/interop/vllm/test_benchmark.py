@@ -1,7 +1,6 @@
 """The benchmark beside vLLM at toy size, the application in vLLM's shapes in vLLM's place; its part of the page."""
 
 import asyncio
-import importlib
 import socket
 import sys
 import threading
@@ -15,6 +14,7 @@ import uvicorn
 from benchmarks import report, report_serve, serve_vllm
 from benchmarks.serve import Load
 from benchmarks.workload import Plan
+from tests.interop.vllm.conftest import brought
 from tests.interop.vllm.fake import Fake
 
 from incipit import files
@@ -32,13 +32,9 @@ ORIGIN = {
 def standing_fake(line: str, python: str, *more: str) -> Iterator[str]:
     """The bundle's middleware around the fake, over HTTP."""
     folder = line.split(" ")[0].removeprefix("PYTHONPATH=")
-    sys.path.insert(0, folder)
-    try:
-        middleware = importlib.import_module("incipit_prompts")
-    finally:
-        sys.path.remove(folder)
+    middleware = brought(Path(folder))
     (toy,) = serve_vllm.loads(Plan(toy=True))
-    app = middleware.Prompts(Fake(toy.backbone()), Path(folder))
+    app = middleware.Prompts(Fake(toy.backbone()))
     server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="error"))
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -70,7 +66,8 @@ def test_the_benchmark_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_lines_of_the_table() -> None:
     loads = serve_vllm.loads(Plan())
-    assert [load.clients for load in loads] == [1, 16, 32, 64] and {load.prompts for load in loads} == {16}
+    assert [load.clients for load in loads] == [1, 16, 32, 64, 64]
+    assert {load.prompts for load in loads} == {16, 1000}
     (promised,) = [load for load in loads if load.target]
     assert promised.key == "serve-vllm-32-clients-16-prompts" and promised.target == {"ratio": 1.0}
 

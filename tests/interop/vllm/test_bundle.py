@@ -34,7 +34,8 @@ def test_what_it_holds(bundle: Path, shelved: dict[str, Artifact], llama: Backbo
     card = Path(shelved["mood"].place) / "card.json"
     assert manifest["prompts"]["mood"]["version"] == files.sha256_file(card)[:12]
     assert manifest["backbone"]["fingerprint"] == llama.fingerprint and manifest["no_chat"] == ""
-    assert [probe["prompt"] for probe in manifest["probes"]] == ["items", "mood"]
+    ids = [probe["ids"] for probe in manifest["probes"]]
+    assert [len(i) for i in ids] == [9] * 4 and len(set(map(tuple, ids))) == 4  # the opening token, 8 others
 
 
 def test_the_line_and_the_readme(bundle: Path, llama: Backbone) -> None:

@@ -29,7 +29,7 @@ from incipit.interop.vllm.incipit_prompts.asking import ROLE
 PACKAGE = "incipit_prompts"
 TEMPLATE, README = "chat_template.jinja", "README.md"
 SOFT = "<prompt_embeds>"  # what vLLM 0.32.0 writes into a conversation where embeddings stand
-PROBES, PROBE_LENGTH = 4, 8  # rows that the middleware asks once, and their tokens
+PROBES, PROBE_LENGTH = 4, 8  # texts that the middleware asks once, and their tokens
 SAMPLES = ("a film", " two\nlines ", "é, 你好 and 3.5")  # on which the tokenizer is compared with its file
 CONVERSATION = [{"role": "user", "content": "Is it\ngood?"}]
 
@@ -54,8 +54,7 @@ def write(
             raise InteropError(
                 f"{name!r} names two prompts, or a prompt and the model: rename one in its card.json"
             )
-    parts = {a.name: _entering(a, backbone) for a in artifacts}
-    rows = {name: _rows(part, name, backbone) for name, part in parts.items()}
+    rows = {a.name: _rows(_entering(a, backbone), a.name, backbone) for a in artifacts}
     tokenizer = _tokenizer(backbone)
     template, no_chat = _template(backbone, tokenizer)
     manifest = {
@@ -69,7 +68,7 @@ def write(
         },
         "prompts": {a.name: _entry(a, rows[a.name]) for a in artifacts},
         "no_chat": no_chat,
-        "probes": _probes(parts, model),
+        "probes": _probes(model),
         "versions": files.package_versions("incipit", "torch", "transformers"),
     }
     line = command(place, backbone, bool(template))
@@ -233,15 +232,16 @@ def _entry(artifact: Artifact, rows: Tensor) -> dict[str, Any]:
     }
 
 
-def _probes(parts: Mapping[str, Injection], backbone: CausalBackbone) -> list[dict[str, Any]]:
-    """The likeliest token behind some prompts and a text, for the middleware to compare with what vLLM says."""
-    ids = ((backbone.frequent_ids(64) or [0]) * PROBE_LENGTH)[:PROBE_LENGTH]
+def _probes(backbone: CausalBackbone) -> list[dict[str, Any]]:
+    """The likeliest token behind some texts without a prompt, for the middleware to compare with what vLLM says."""
+    known = backbone.frequent_ids(PROBES * PROBE_LENGTH) or [0]
     found = []
-    for name in sorted(parts)[:PROBES]:
-        batch = collate([Encoded(tuple(ids))], pad_id=backbone.pad_id)
-        logs = backbone.next_token(batch, parts[name])[0]
+    for at in range(0, PROBES * PROBE_LENGTH, PROBE_LENGTH):
+        text = [known[(at + n) % len(known)] for n in range(PROBE_LENGTH)]
+        ids = [*backbone.layout_ids("{bos}"), *text]
+        logs = backbone.next_token(collate([Encoded(tuple(ids))], pad_id=backbone.pad_id), None)[0]  # [V]
         best = int(logs.argmax())
-        found.append({"prompt": name, "ids": ids, "token": best, "logprob": float(logs[best])})
+        found.append({"ids": ids, "token": best, "logprob": float(logs[best])})
     return found
 
 

@@ -95,9 +95,8 @@ class Prompts:
     async def _check(self, scope: Scope) -> None:
         """Once: the model that vLLM serves answers the probes as the prompts' backbone did. Raises Refused."""
         async with self._checking:
-            if self._checked is False and self.shelf.probes:
-                probes = self.shelf.probes
-                rows = [packed(self.shelf.embedded(p["prompt"], p["ids"])) for p in probes]
+            if self._checked is False:
+                rows = [packed(self.shelf.text(probe["ids"])) for probe in self.shelf.probes]
                 asked = {"prompt_embeds": rows, "max_tokens": 1, "temperature": 0, "logprobs": 5, "ignore_eos": True,
                          "return_tokens_as_token_ids": True} | NEUTRAL  # fmt: skip
                 found, _ = await self._inner(scope, "POST", COMPLETIONS, json.dumps(asked).encode())

@@ -118,17 +118,21 @@ class Shelf:
 
     def embedded(self, name: str, ids: Sequence[int]) -> Tensor:
         """[rows of the prompt; embeddings of the text]: [P + T, H] float32. Raises Refused."""
-        rows, (vocab, _) = self.rows(name), self.table.shape
-        wrong = [i for i in ids if not 0 <= i < vocab]
-        if wrong:
-            said = f"token id {wrong[0]} is not in the vocabulary (0..{vocab - 1})"
-            raise Refused(400, said, "invalid_value", "prompt")
+        rows = self.rows(name)
         room = int(self.backbone["positions"])
         if room and len(rows) + len(ids) >= room:
             said = f"a prompt of {len(rows)} rows and a text of {len(ids)} tokens leave nothing of {room} positions"
             raise Refused(400, f"{said}: shorten the text", "context_length_exceeded", "prompt")
-        text = self.table[torch.tensor(list(ids), dtype=torch.int64)].float()  # [T, H]
-        return torch.cat([rows, text])  # [P + T, H]
+        return torch.cat([rows, self.text(ids)])  # [P + T, H]
+
+    def text(self, ids: Sequence[int]) -> Tensor:
+        """Embeddings of a text [T, H] float32. Raises Refused for an id that is none."""
+        vocab = len(self.table)
+        wrong = [i for i in ids if not 0 <= i < vocab]
+        if wrong:
+            said = f"token id {wrong[0]} is not in the vocabulary (0..{vocab - 1})"
+            raise Refused(400, said, "invalid_value", "prompt")
+        return self.table[torch.tensor(list(ids), dtype=torch.int64)].float()  # [T, H]
 
     def payloads(self, name: str, texts: Sequence[Sequence[int]]) -> list[str]:
         """What vLLM reads as prompt_embeds: base64 of each text behind the prompt's rows. Raises Refused."""
