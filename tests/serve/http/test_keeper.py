@@ -16,7 +16,7 @@ from incipit.serve.http import keeper
 
 PATIENCE = 90  # seconds; a bound for a machine that is frozen
 SERVER = """
-import ctypes, os, select, signal, socket, sys, time
+import ctypes, os, re, select, signal, socket, sys, time
 from incipit.serve.http import keeper
 
 sock = socket.create_server(("127.0.0.1", 0))
@@ -34,7 +34,10 @@ while True:
         connection, _ = sock.accept()
     except BlockingIOError:  # the keeper was faster
         continue
-    if b"/hang" in connection.recv(4096):
+    head = connection.recv(4096)
+    if b"/spin" in head:
+        re.match("(a+)+$", "a" * 64 + "b")  # so does this, and takes the processor
+    if b"/hang" in head:
         ctypes.PyDLL(None).sleep(1000)  # it holds the interpreter's lock
     connection.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\n%d %d" % (os.getpid(), beat.restarts))
     connection.close()
@@ -92,7 +95,7 @@ def test_a_server_that_fails_is_replaced(kept: Kept) -> None:
     assert kept.ask("/hang") == b""  # who waited hears of it
     kept.until(b"503")  # nobody serves yet: the keeper answers
     (kept.folder / "1").touch()
-    for restarts, harm in ((2, signal.SIGKILL), (3, signal.SIGSTOP)):
+    for restarts, harm in ((2, signal.SIGKILL), (3, signal.SIGSTOP), (4, None)):
         kept.until(b"503")
         said = kept.ask("/v1/completions", b"x" * 200_000)
         assert b"\r\nretry-after: 1\r\n" in said and b"503 Service Unavailable" in said
@@ -101,10 +104,13 @@ def test_a_server_that_fails_is_replaced(kept: Kept) -> None:
         (kept.folder / str(restarts)).touch()
         second, count = kept.until(b"200")
         assert second != first and int(count) == restarts
-        os.kill(int(second), harm)
+        if harm is None:
+            assert kept.ask("/spin") == b""
+        else:
+            os.kill(int(second), harm)
         first = second
-    (kept.folder / "4").touch()
-    assert int(kept.until(b"200")[1]) == 4 and kept.process.poll() is None
+    (kept.folder / "5").touch()
+    assert int(kept.until(b"200")[1]) == 5 and kept.process.poll() is None
     kept.process.send_signal(signal.SIGTERM)
     assert kept.process.wait(PATIENCE) == 7  # that of the process that served
 
