@@ -68,7 +68,16 @@ def main() -> None:
         return
     started, told = time.monotonic(), {}
     for way in WAYS:
-        line = [sys.executable, __file__, "--way", way, "--backbone", given.backbone, "--sources", str(given.sources)]
+        line = [
+            sys.executable,
+            __file__,
+            "--way",
+            way,
+            "--backbone",
+            given.backbone,
+            "--sources",
+            str(given.sources),
+        ]
         done = subprocess.run(line, check=True, capture_output=True, text=True)
         told[way] = json.loads(done.stdout.splitlines()[-1])
     pairs = zip(told["together"].pop("scores"), told["apart"].pop("scores"), strict=True)
