@@ -1,8 +1,8 @@
 """What an ensemble of K sources costs: python studies/sesom2023/cost.py [--sources 8] [--backbone builtin:minilm]
 
 A process of its own for each way: one prompt, all in one batch, all one after another. Told are seconds of the clock,
-the peak of the process's memory beside that of the loaded model, and how far the scores of the last two ways differ. Run
-it on a machine that does nothing else.
+the peak of the process's memory beside that of the loaded model, and how far the scores of the last two ways differ.
+Run it on a machine that does nothing else.
 """
 
 import argparse
