@@ -1,7 +1,7 @@
 """What an ensemble of K sources costs: python studies/sesom2023/cost.py [--sources 8] [--backbone builtin:minilm]
 
-A process of its own for each way: one prompt, all in one batch, all one after another. Told are seconds of the clock, the
-peak of the process's memory above that of the loaded model, and how far the scores of the second and third way differ.
+A process of its own for each way: one prompt, all in one batch, all one after another. Told are seconds of the clock,
+the peak of the process's memory beside that of the loaded model, and how far the scores of the last two ways differ.
 Run it on a machine that does nothing else.
 """
 
@@ -68,7 +68,16 @@ def main() -> None:
         return
     started, told = time.monotonic(), {}
     for way in WAYS:
-        line = [sys.executable, __file__, "--way", way, "--backbone", given.backbone, "--sources", str(given.sources)]
+        line = [
+            sys.executable,
+            __file__,
+            "--way",
+            way,
+            "--backbone",
+            given.backbone,
+            "--sources",
+            str(given.sources),
+        ]
         done = subprocess.run(line, check=True, capture_output=True, text=True)
         told[way] = json.loads(done.stdout.splitlines()[-1])
     pairs = zip(told["together"].pop("scores"), told["apart"].pop("scores"), strict=True)

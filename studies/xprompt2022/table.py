@@ -96,7 +96,8 @@ def main(paths: Sequence[str]) -> None:
     lines = [line for line in read if not line["name"].startswith("cost-")]
     costs = [line for line in read if line["name"].startswith("cost-")]
     show(["processor seconds", "scores", "nine token ratios", "nine piece ratios", "one training",
-          "search in trainings by the clock (load)", "search in trainings", "in passes"], cost_table(costs))  # fmt: skip
+          "search in trainings by the clock (load)", "search in trainings", "in passes"],
+         cost_table(costs))  # fmt: skip
     print()
     show(["test, %", *by_task(lines), "pruned minus it", "p"], score_table(lines))
     print()
