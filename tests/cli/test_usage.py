@@ -19,11 +19,11 @@ from .conftest import Call, write_recipe
 def test_help_is_quick_and_loads_no_torch(verb: str) -> None:
     program = textwrap.dedent(f"""
         import atexit, json, sys, time
-        start = time.perf_counter()
+        start = time.process_time()
         heavy = ("torch", "transformers", "numpy", "datasets", "matplotlib")
         def told():
             loaded = [name for name in heavy if name in sys.modules]
-            print(json.dumps([loaded, time.perf_counter() - start]), file=sys.stderr)
+            print(json.dumps([loaded, time.process_time() - start]), file=sys.stderr)
         atexit.register(told)
         from incipit.cli import main
         main({[verb, "--help"] if verb else ["--help"]})
@@ -32,7 +32,7 @@ def test_help_is_quick_and_loads_no_torch(verb: str) -> None:
     loaded, seconds = json.loads(done.stderr)
     assert done.returncode == 0 and f"Usage: incipit {verb}".strip() in done.stdout
     assert loaded == []
-    assert seconds < 2  # 0.1 on an idle machine; only a heavy import comes near 2
+    assert seconds < 2  # of the processor: 0.1 is usual, only a heavy import comes near 2
 
 
 def test_no_arguments_show_the_verbs(call: Call) -> None:

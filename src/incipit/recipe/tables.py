@@ -110,7 +110,7 @@ class TrainTable(Table):
     eval_every: Counted = 100
     """Steps between scores on validation; the last step is always scored."""
     eval_limit: Whole = 0
-    """Validation examples that each of these scores reads; 0: all."""
+    """Validation examples that each of these scores reads, the same ones every time, chosen by lot; 0: all."""
     patience: Whole = 0
     """Stop after this many scores without a better one; 0: never."""
     match: float | None = None

@@ -23,6 +23,7 @@ from incipit.run.adapters import adapt
 from incipit.run.mixture import Mixture, joined
 from incipit.run.parts import decode_options, prompt_choice, text_form
 from incipit.tasks.example import Example
+from incipit.tasks.splits import subset
 from incipit.tasks.task import Task
 from incipit.train import ExampleStream, Outcome, PassStream, Stream, Trainee
 
@@ -154,7 +155,7 @@ def make_member(recipe: Recipe, seed: int, data: Data, given: Prompt | None = No
     trainee = Trainee(name, module, rows, units, rate, train.match)
     chosen: Sequence[Example] = task.validation
     if train.eval_limit:
-        chosen = list(chosen)[: train.eval_limit]
+        chosen = subset(list(chosen), train.eval_limit, seed=0)
     dev = Trial(prompt, chosen, task.metrics, decode_options(recipe)) if len(chosen) else None
     return Member(recipe, seed, name, task, prompt, trainee, dev, mixture)
 
