@@ -133,6 +133,18 @@ def test_the_other_rules(
     assert verdict(Points.of(plan, []), experiment="length", **rule)[0] == "not run"
 
 
+def test_an_axis_is_judged_over_the_settings_that_every_label_has(study: Path) -> None:
+    plan = Study.read("toy")
+    rows = made(plan, "size", {("prompt", "one"): [0.7, 0.71], ("prompt", "two"): [0.8, 0.81]})
+    rule = {"rule": "ordered", "experiment": "size", "along": "size", "labels": ["one", "two"]}
+    assert verdict(Points.of(plan, rows), **rule) == ("holds", "one: 70.5 ± 0.5, two: 80.5 ± 0.5")
+    rows += made(
+        plan, "size", {("model", "one"): [0.1, 0.11]}
+    )  # of the other size there is none: it is left out
+    assert verdict(Points.of(plan, rows), **rule) == ("holds", "one: 70.5 ± 0.5, two: 80.5 ± 0.5")
+    assert verdict(Points.of(plan, rows[-2:]), **rule) == ("not run", "not every setting was run")
+
+
 def test_away_from_home(study: Path) -> None:
     plan = Study.read("toy")
     rows = made(plan, "size", {("prompt", "one"): [0.7, 0.71]}, more={"shift:far": 0.6})

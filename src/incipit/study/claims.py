@@ -136,19 +136,35 @@ def _gap_shrinks(claim: Mapping[str, Any], points: Points) -> Judged:
     return (HOLDS if last < first else FAILS), f"gap by {claim['along']}: {told}"
 
 
+def _along(claim: Mapping[str, Any], points: Points, labels: Sequence[str]) -> list[tuple[float, float]]:
+    """(mean, error) at each label of the axis `along`, over the settings where every label was run; else []."""
+    axis, sides = claim["along"], []
+    for label in labels:
+        side: Groups = {}
+        for point in points.of_experiment(claim["experiment"]):
+            at, numbers = point.place.coordinates, point.numbers(str(claim.get("what", "test")))
+            wanted = {**claim.get("where", {}), axis: label}
+            if numbers and all(at.get(a) == value for a, value in wanted.items()):
+                side[tuple(value for a, value in at.items() if a != axis)] = numbers
+        sides.append(side)
+    common = [key for key in sides[0] if all(key in side for side in sides)]
+    groups = [[side[key] for key in common] for side in sides]
+    return [(mean_of(group), error_of(group)) for group in groups] if common else []
+
+
+def _told_along(labels: Sequence[str], means: Sequence[tuple[float, float]]) -> str:
+    return ", ".join(
+        f"{label}: {100 * m:.1f} ± {100 * e:.1f}" for label, (m, e) in zip(labels, means, strict=True)
+    )
+
+
 def _saturates(claim: Mapping[str, Any], points: Points) -> Judged:
     """The rise from `steps[0]` to `steps[1]` is real, and the one from there to `steps[2]` less than half of it."""
-    what, axis = str(claim.get("what", "test")), claim["along"]
-    means = []
-    for label in claim["steps"]:
-        values = points.values(claim["experiment"], {**claim.get("where", {}), axis: label}, what)
-        if not values:
-            return NOTHING
-        means.append((mean_of(values.values()), error_of(values.values())))
+    means = _along(claim, points, claim["steps"])
+    if not means:
+        return NOTHING
     (a, ea), (b, eb), (c, _) = means
-    told = ", ".join(
-        f"{label}: {100 * m:.1f} ± {100 * e:.1f}" for label, (m, e) in zip(claim["steps"], means, strict=True)
-    )
+    told = _told_along(claim["steps"], means)
     if b - a <= 2 * (ea**2 + eb**2) ** 0.5:
         return UNSEEN, told
     return (HOLDS if c - b < (b - a) / 2 else FAILS), told
@@ -156,19 +172,16 @@ def _saturates(claim: Mapping[str, Any], points: Points) -> Judged:
 
 def _ordered(claim: Mapping[str, Any], points: Points) -> Judged:
     """Scores do not fall along `labels` of an axis, and the last is above the first."""
-    axis, what = claim["along"], str(claim.get("what", "test"))
-    groups = [
-        (label, points.values(claim["experiment"], {**claim.get("where", {}), axis: label}, what))
-        for label in claim.get("labels") or _labels(points, claim["experiment"], axis)
-    ]
-    if not all(values for _, values in groups):
-        return NOTHING if not any(v for _, v in groups) else (NOT_RUN, "not every setting was run")
-    means = [(label, mean_of(v.values()), error_of(v.values())) for label, v in groups]
-    told = ", ".join(f"{label}: {100 * m:.1f} ± {100 * e:.1f}" for label, m, e in means)
-    (_, first, e1), (_, last, e2) = means[0], means[-1]
+    labels = claim.get("labels") or _labels(points, claim["experiment"], claim["along"])
+    means = _along(claim, points, labels)
+    if not means:
+        any_run = any(point.rows for point in points.of_experiment(claim["experiment"]))
+        return (NOT_RUN, "not every setting was run") if any_run else NOTHING
+    told = _told_along(labels, means)
+    (first, e1), (last, e2) = means[0], means[-1]
     if abs(last - first) <= 2 * (e1**2 + e2**2) ** 0.5:
         return UNSEEN, told
-    steps = [b - a >= -2 * (x**2 + y**2) ** 0.5 for (_, a, x), (_, b, y) in itertools.pairwise(means)]
+    steps = [b - a >= -2 * (x**2 + y**2) ** 0.5 for (a, x), (b, y) in itertools.pairwise(means)]
     return (HOLDS if last > first and all(steps) else FAILS), told
 
 

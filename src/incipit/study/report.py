@@ -16,7 +16,7 @@ from incipit import files, record
 from incipit.errors import DataError
 from incipit.study import claims, figures
 from incipit.study.page import Block, Figure, Heading, Table, Text, as_html, as_markdown
-from incipit.study.plan import Study
+from incipit.study.plan import AXES, Study
 from incipit.study.points import VOTED, Point, Points
 
 READING = (
@@ -200,7 +200,8 @@ def _table(mine: Sequence[Point], values: Sequence[Mapping[str, Any]], section: 
     """A row a point and split (its own test, then each shift), with the paper's value beside it."""
     extras = [str(name) for name in section.get("numbers", [])]
     varies = {a for a in mine[0].place.coordinates if len({p.place.coordinates[a] for p in mine}) > 1}
-    axes = [a for a in mine[0].place.coordinates if a in varies or a == "task"]
+    own = [a for a in mine[0].place.coordinates if a not in AXES]  # shown even where one label was run
+    axes = [a for a in mine[0].place.coordinates if a in varies or a in own or a == "task"]
     costs = ["legal", "parameters", "bytes", "seconds", *(name.removeprefix("extra.") for name in extras)]
     rows = []
     for p in mine:
