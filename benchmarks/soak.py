@@ -10,14 +10,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import random
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,56 +24,15 @@ import torch
 
 from benchmarks import machine
 from benchmarks.load import LEFT, Reply, closed, opened
-from benchmarks.soak_server import Watched, counted, library, percentile, served, slope
+from benchmarks.soak_asker import PROMPTS, Asker, Job, Sizes
+from benchmarks.soak_server import counted, library, percentile, served, slope
 from benchmarks.workload import RECORDS
 from incipit import files
-from incipit.backbones import Backbone, load
+from incipit.backbones import load
 
-PROMPTS = 16
 MIB = 2**20
 MEMORY, OPEN, TASKS = "process_resident_memory_bytes", "process_open_fds", "incipit:http_tasks"
-Job = Callable[[], Awaitable[Reply]]
 Found = dict[str, Any]
-
-
-@dataclass
-class Sizes:
-    """How much is asked. requests: of the soak. aborts. seconds: of overload, and of each half of fairness."""
-
-    requests: int = 100_000
-    aborts: int = 10_000
-    seconds: float = 60.0
-    swaps: int = 100
-    turns: int = 9
-    new: int = 16
-
-
-class Asker:
-    """Makes requests: texts of frequent words, drawn from a seed."""
-
-    def __init__(self, server: Watched, backbone: Backbone, sizes: Sizes) -> None:
-        self.server, self.sizes = server, sizes
-        self.source, self.ids = random.Random(0), backbone.frequent_ids(2000)
-
-    def write(self, prompt: str, *, leave: float = 120.0, **more: Any) -> Job:
-        """A completion of 8 to 23 tokens read and `new` written."""
-        ids = self.source.choices(self.ids, k=self.source.randrange(8, 24))
-        body = {"model": prompt, "prompt": ids, "max_tokens": self.sizes.new, "ignore_eos": True} | more
-        return lambda: self.server.ask("/v1/completions", body, leave=leave)
-
-    def any(self, i: int) -> Job:
-        """One of all kinds: written, streamed, chosen, refused, given up."""
-        prompt, kind = f"p{i % PROMPTS}", self.source.random()
-        if kind < 0.5:
-            return self.write(prompt)
-        if kind < 0.7:
-            return self.write(prompt, stream=True, temperature=1.0)
-        if kind < 0.8:
-            body = {"model": prompt, "input": ["a fine film", "it broke"]}
-            return lambda: self.server.ask("/v1/classify", body)
-        if kind < 0.9:
-            return self.write(prompt if kind < 0.85 else "nobody", max_tokens=4 if kind < 0.85 else 10**6)
-        return self.write(prompt, stream=kind < 0.95, leave=self.source.random() / 2)
 
 
 async def capacity(ask: Asker, seconds: float = 15.0) -> float:
