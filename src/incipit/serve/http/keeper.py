@@ -204,7 +204,7 @@ def _pressed(process: int) -> tuple[bool, float]:
 
 def _stat(place: str) -> list[bytes]:
     """Fields from the third on, the state."""
-    return files.read_bytes(place).rsplit(b")", 1)[1].split()
+    return files.content(place).rsplit(b")", 1)[1].split()
 
 
 def _rest(connection: socket.socket) -> Iterator[bytes]:
