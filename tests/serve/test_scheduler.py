@@ -168,7 +168,8 @@ def test_saturation_says_when_to_come_back_and_who_is_begun_is_in_time(flood: fl
     assert refused > len(tickets), "two thirds had to be refused"
     assert reasons.count("length") > (350 if halting else 700), "the engine was kept busy"
     assert reasons.count("deadline") == 0, "who is begun is served in time"
-    assert reasons.count("overloaded") <= 0.01 * refused, "who is not begun hears of it at once"
+    share = 0.03 if halting else 0.01  # a step that halts cannot be foreseen
+    assert reasons.count("overloaded") <= share * refused, "who is not begun hears of it at once"
 
 
 def test_a_client_has_its_own_limit() -> None:
