@@ -318,6 +318,7 @@ def card(
     recipe = asdict(settings) | {
         "corpus": [Path(p).name for p in settings.corpus],
         "validation": [Path(p).name for p in settings.validation],
+        "start": "/".join(Path(settings.start).parts[-2:]),  # a card names no place of one machine
     }
     seen = step * settings.fit.batch * settings.context
     dev = [r for r in curve if "scores" in r]
