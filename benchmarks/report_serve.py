@@ -107,12 +107,10 @@ def lines() -> dict[str, Load]:
 
 
 def section(found: Mapping[str, Record], notes: Mapping[str, str]) -> str:
-    """The section; "" without records."""
+    """The section; without records it says what is to be measured."""
     beside = {name: r for name, r in found.items() if name.startswith("serve-") and "per_task_ratio" in r}
     vllm = [r for name, r in found.items() if name.startswith("serve-vllm-")]
     under = {part: found[f"soak-{part}"] for part in PARTS if f"soak-{part}" in found}
-    if not beside and not vllm and not under:
-        return ""
     text = [OPENING]
     if beside:
         text += [

@@ -71,9 +71,11 @@ def keep(sock: socket.socket) -> Beat:
     """Fork. Returns in the process that serves, as often as one is needed; the keeper itself ends with SystemExit.
 
     sock: bound; both processes have it, so that clients find somebody while the server is coming back. Call it before
-    threads are started. Where there is no fork, the process serves unkept.
+    threads are started. Where there is no fork, or a thread calls it, the process serves unkept: only the main thread
+    hears signals.
     """
-    return Keeper(sock).run() if hasattr(os, "fork") else Beat(None)
+    main = threading.current_thread() is threading.main_thread()
+    return Keeper(sock).run() if main and hasattr(os, "fork") else Beat(None)
 
 
 class Keeper:
