@@ -15,7 +15,7 @@ from incipit.serve.executor import Executor, Row
 from incipit.serve.queues import FairQueues
 from incipit.serve.writing import Writing
 
-_SAFE = 1.5  # how much longer than estimated a request is thought to take, when it comes
+_SAFE = 2.0  # how much longer than estimated a request is thought to take, when it comes
 _SURE = 1.2  # the same, when it would begin
 _HALF_LIFE = 5.0  # seconds of work after which a measured rate counts half
 
