@@ -191,6 +191,34 @@ def test_saturation_says_when_to_come_back_and_who_is_begun_is_in_time(flood: fl
     assert reasons.count("overloaded") <= 0.01 * refused, "who is not begun hears of it at once"
 
 
+def test_saturation_by_unequal_tasks_of_an_engine_that_slows_down() -> None:
+    """First as fast as it can for 64 clients; then three times as much, mostly of few tasks, at 0.4 of that pace."""
+    made, executor, clock = core(Limits(waiting=256, client=10**6), slots=34, tokens=10**5)
+    executor.base, executor.each = 0.006, 0.0003
+    source, tickets, refused = random.Random(1), list[Ticket](), 0
+    while clock.now < 5:
+        while len(made.jobs) < 64:
+            tickets.append(made.submit(ask(source.randrange(8, 24), 16, f"t{len(tickets) % 16}")))
+        made.turn()
+    rate, due = 3 * (len(tickets) - 64) / 5, clock.now
+    executor.base, executor.each = 2.5 * executor.base, 2.5 * executor.each
+    tickets.clear()
+    for i in range(int(rate * 12)):
+        due += source.expovariate(rate)
+        while clock.now < due and made.turn():
+            pass
+        clock.now = max(clock.now, due)
+        task, timeout = min(15, int(source.expovariate(0.4))), (1.5, 3.0, 6.0, 12.0)[i % 4]
+        try:
+            tickets.append(made.submit(ask(source.randrange(8, 24), 16, f"t{task}", timeout=timeout)))
+        except Saturated:
+            refused += 1
+    run(made)
+    reasons = [t.wait(0).reason for t in tickets]
+    assert refused > 2 * len(tickets) and reasons.count("length") > 350
+    assert reasons.count("deadline") + reasons.count("overloaded") <= 0.005 * len(tickets)
+
+
 def test_a_client_has_its_own_limit() -> None:
     made, _, _ = core(Limits(client=2))
     first, _ = made.submit(ask(client="k")), made.submit(ask(client="k"))

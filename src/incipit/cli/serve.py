@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 SWITCH = (
     0.001  # seconds after which the thread that runs lets another one: the engine's must not hold up HTTP
 )
+LIGHT = 2e9  # multiplications and additions of a step that one core does in some 20 ms
 KEY, ADMIN_KEY = "INCIPIT_API_KEY", "INCIPIT_ADMIN_KEY"  # a key that no file holds
 
 
@@ -109,6 +111,8 @@ def serve(
     try:
         beat = keeper.keep(sock)  # from here on in a process of its own, forked before torch is there
 
+        import torch
+
         from incipit.backbones import load
         from incipit.serve import scheduler
         from incipit.serve.engine import Engine
@@ -124,6 +128,8 @@ def serve(
             hidden=(str(Path(library).absolute()), str(library)),
         )  # fmt: skip
         model = load(backbone, dtype=dtype, device=device)
+        if model.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(_threads(torch.get_num_threads(), model.parameters * slots))
         store = Store(library, model)
         sizes: dict[str, Any] = {"rows": slots} | ({"room": room} if room else {})
         limits = scheduler.Limits(waiting=waiting, client=client)
@@ -132,6 +138,7 @@ def serve(
 
         def told(at: str, on: int) -> None:
             beat.listens()
+            gc.freeze()  # of what is there now nothing will be garbage: looking through all of it halts the server
             count, shown = len(store.listing()) - len(refused), f"[{at}]" if ":" in at else at
             if not beat.restarts:
                 typer.echo(f"{count} prompts over {name or called(model.name)} at http://{shown}:{on}")
@@ -144,6 +151,15 @@ def serve(
         server.Server(make_app(engine, store, chosen), grace=grace, told=told).run(sockets=[sock])
     finally:
         undo()
+
+
+def _threads(cores: int, work: float) -> int:
+    """Threads to compute with. work: weights times rows of a step.
+
+    One core is left to HTTP, for threads that wait for each other keep theirs busy; not where there are few of them and
+    the model is large.
+    """
+    return cores - 1 if cores > 4 or (cores > 1 and 2 * work < LIGHT) else cores
 
 
 def _keys(path: Path | None, variable: str) -> Keys:

@@ -6,7 +6,7 @@ back starts at the present V, so that it cannot save up.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, KeysView
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item", bound=Hashable)
@@ -73,6 +73,6 @@ class FairQueues(Generic[Item]):
         return len(queue), sum(queue.values())
 
     @property
-    def tasks(self) -> int:
-        """How many tasks wait."""
-        return len(self._queues)
+    def tasks(self) -> KeysView[str]:
+        """Those that wait."""
+        return self._queues.keys()

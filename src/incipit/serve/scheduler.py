@@ -15,9 +15,9 @@ from incipit.serve.executor import Executor, Row
 from incipit.serve.queues import FairQueues
 from incipit.serve.writing import Writing
 
-_SAFE = 2.0  # how much longer than estimated a request is thought to take, when it comes
+_SAFE = 1.7  # how much longer than estimated a request is thought to take, when it comes
 _SURE = 1.2  # the same, when it would begin
-_HALF_LIFE = 5.0  # seconds of work after which a measured rate counts half
+_HALF_LIFE = 1.0  # seconds of work after which a measured rate counts half
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Scheduler:
             )
         own, own_cost = self.queues.waiting(task)
         left = self.limits.waiting - len(self.queues)
-        wait = self._wait(job, own_cost, not own)
+        wait = self._wait(job, own_cost)
         unknown = timeout is not None and not self.pace.done  # then few may wait
         blind = unknown and len(self.queues) >= 2 * self.slots
         if own >= 2 * left or blind:
@@ -166,13 +166,16 @@ class Scheduler:
         """Seconds that must be left to a job that begins."""
         return _SURE * self._takes(job)
 
-    def _wait(self, job: Job, own: float, new: bool) -> float:
-        """Seconds until a job behind `own` work of its task begins: tasks that wait share what is done."""
+    def _wait(self, job: Job, own: float) -> float:
+        """Seconds until a job behind `own` work of its task begins.
+
+        Every task that waits or runs is thought to go on asking, and to have its turn before each of ours: what waits
+        now would be too little, for who comes later with an empty queue passes a long one.
+        """
         if not self.queues and len(self.running) < self.slots:
             return 0.0
-        others = self.queues.tasks - (not new)
-        ahead = own + others * (own + job.cost)  # each of them has its turn before ours
-        return self.pace.seconds(min(self.queues.cost, ahead) + self.reserved / 2)
+        others = len((self.tasks.keys() | self.queues.tasks) - {job.task})
+        return self.pace.seconds(own + others * (own + job.cost) + self.reserved / 2)
 
     def push(self, job: Job) -> None:
         """Queue a job that was checked."""
