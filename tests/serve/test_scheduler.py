@@ -103,26 +103,49 @@ def test_candidates_are_scored_without_a_slot() -> None:
     assert writer.ended is None and len(executor.open_rows) == 1
 
 
-def test_the_queues_are_fair() -> None:
-    """One task with 90 % of the load; the p95 of the others is at most twice that of a quiet server."""
+def shared(
+    tasks: Sequence[str], slots: int, base: float, each: float, lights: bool
+) -> tuple[float, dict[int, int]]:
+    """(p95 of tasks that ask now and then, rows of a step -> steps) beside `tasks` that ask all the time."""
+    made, executor, clock = core(Limits(waiting=200, client=10**6), slots=slots, tokens=10_000)
+    executor.base, executor.each = base, each
+    source, others, due = random.Random(0), list[Ticket](), 0.0
+    while clock.now < 60:
+        if clock.now > 20:  # quiet before that
+            for task in tasks:
+                while made.scheduler.queues.waiting(task)[0] < 40:
+                    made.submit(ask(10, 16, task))
+        elif not others:
+            others.append(made.submit(ask(10, 16, "light 0")))
+        if lights and clock.now >= due:
+            others.append(made.submit(ask(10, 16, f"light {len(others) % 4}")))
+            due += 0.6 * source.random() + 0.2
+        if not made.turn():
+            clock.now = max(clock.now, due if lights else 20.1)
+        if clock.now <= 35:
+            made.rows_per_step.clear()
+    done = [t.ended.seconds for t in others if t.ended is not None and t.ended.seconds]
+    assert len(done) > (100 if lights else 0)
+    return statistics.quantiles(done, n=20)[-1] if lights else 0.0, dict(made.rows_per_step)
 
-    def p95(flood: bool) -> float:
-        made, _, clock = core(Limits(waiting=200, client=10**6), slots=8, tokens=10_000)
-        source, others, due = random.Random(0), list[Ticket](), 0.0
-        while clock.now < 60:
-            while flood and made.scheduler.queues.waiting("heavy")[0] < 90:
-                made.submit(ask(10, 16, "heavy"))
-            if clock.now >= due:
-                others.append(made.submit(ask(10, 16, f"light {len(others) % 4}")))
-                due += 0.6 * source.random() + 0.2
-            made.turn()
-            if not made.jobs:
-                clock.now = max(clock.now, due)
-        done = [t.ended.seconds for t in others if t.ended is not None]
-        assert len(done) > 100
-        return statistics.quantiles(done, n=20)[-1]
 
-    assert p95(flood=True) <= 2 * p95(flood=False)
+def mean_rows(steps: dict[int, int]) -> float:
+    return sum(rows * count for rows, count in steps.items()) / sum(steps.values())
+
+
+@pytest.mark.parametrize(("slots", "base", "each"), [(8, 0.01, 0.001), (34, 0.006, 0.0005), (34, 0.01, 0.0)])
+def test_the_queues_are_fair(slots: int, base: float, each: float) -> None:
+    """One task with most of the load; the p95 of the others is at most twice that of a quiet server."""
+    beside, steps = shared(["heavy"], slots, base, each, lights=True)
+    assert beside <= 2 * shared([], slots, base, each, lights=True)[0]
+    assert mean_rows(steps) > (0.9 * slots if not each else 5), "who slows nobody down has all the slots"
+
+
+def test_tasks_that_ask_all_the_time_have_all_the_slots() -> None:
+    """Nobody gives way to those who ask for as much, or to nobody."""
+    for tasks in (["a"], ["a", "b"], ["a", "b", "c"]):
+        _, steps = shared(tasks, 34, 0.006, 0.0005, lights=False)
+        assert mean_rows(steps) > 30
 
 
 def test_a_flood_leaves_room_in_the_queues_to_others() -> None:

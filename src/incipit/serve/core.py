@@ -203,7 +203,7 @@ class Core:
             elif each.token is not None:
                 self._wrote(job, each, now, out)
         since, self._since = self._since, now
-        self.scheduler.pace.add(done, now - (start if since is None else since))
+        self.scheduler.stepped(len(plan.rows), done, now - (start if since is None else since))
 
     def _chosen(self, job: Job, scored: Scored) -> tuple[Ticket, Event]:
         if scored.error:
@@ -281,8 +281,8 @@ class Core:
         with self.lock:
             assert not self.jobs, "give_up first"
             self.executor, self._since = executor, None
-            pace, self.scheduler = self.scheduler.pace, Scheduler(executor, self.limits)
-            self.scheduler.pace = pace
+            before, self.scheduler = self.scheduler, Scheduler(executor, self.limits)
+            self.scheduler.pace, self.scheduler.slowdown = before.pace, before.slowdown
 
     def sleep(self, seconds: float) -> None:
         """Wait for work, for so long at most, or until the next deadline."""

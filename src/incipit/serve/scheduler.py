@@ -13,6 +13,7 @@ from incipit.errors import ClientLimit, Saturated
 from incipit.serve.asks import Choose, Delta, Reason, Sampling, Ticket
 from incipit.serve.executor import Executor, Row
 from incipit.serve.queues import FairQueues
+from incipit.serve.slowdown import Slowdown
 from incipit.serve.writing import Writing
 
 _SAFE = 1.7  # how much longer than estimated a request is thought to take, when it comes
@@ -117,7 +118,7 @@ class Scheduler:
         self.reserved = 0
         self.clients: dict[str, int] = {}
         self.tasks: dict[str, int] = {}  # slots by task
-        self.pace = Pace()
+        self.pace, self.slowdown = Pace(), Slowdown()
         self.life = 0.0  # seconds from first step to end, smoothed
         self.written = 1.0  # tokens that are written, of those that may be, smoothed
 
@@ -234,7 +235,7 @@ class Scheduler:
             if job.writes:
                 if len(self.running) >= self.slots or self.reserved + job.cost > self.tokens:
                     return None  # it is this one's turn: those behind it do not pass
-                if self.tasks.get(task, 0) and len(self.running) >= self.slots - self.limits.spare:
+                if self._crowds(task):
                     continue
             if job.size > left < self.limits.chunk and not (job.writes and self.chunks):
                 return None
@@ -245,6 +246,13 @@ class Scheduler:
                 self.tasks[task] = self.tasks.get(task, 0) + 1
             return job
         return None
+
+    def _crowds(self, task: str) -> bool:
+        """Whether one more row of a task would harm others: it has some, and slots or the step are theirs."""
+        own = self.tasks.get(task, 0)
+        if own and len(self.running) >= self.slots - self.limits.spare:
+            return True
+        return own >= self.slowdown.most and self.slowdown.guests(task, self.tasks, self.queues.tasks)
 
     def drop(self, job: Job) -> bool:
         """Take a job out, wherever it is; True when it was running."""
@@ -262,7 +270,14 @@ class Scheduler:
             self.tasks[job.task] -= 1
             if not self.tasks[job.task]:
                 del self.tasks[job.task]
+                self.slowdown.left(job.task)
         return True
+
+    def stepped(self, rows: int, done: float, seconds: float) -> None:
+        """Count a step: its rows, the positions that it has done, and how long it took."""
+        self.pace.add(done, seconds)
+        if rows:
+            self.slowdown.stepped(rows, seconds)
 
     def lived(self, job: Job, seconds: float) -> None:
         """Count how long a job took from its first step to its end, and how much of what it might it has written."""

@@ -18,6 +18,7 @@ from incipit import artifact
 from incipit.assemble import PromptChoice, make_prompt
 from incipit.backbones import Backbone, load, tiny
 from incipit.cli import main
+from incipit.cli.serve import _threads
 
 PATIENCE = 90  # seconds; a bound for a machine that is frozen
 RECIPE = {"name": "short", "task": {"builtin": "reviews"}, "decode": {"max_new_tokens": 4}}
@@ -180,3 +181,11 @@ def test_a_file_without_keys(tmp_path: Path, library: Path, capsys: pytest.Captu
         capsys, "serve", str(library), "--backbone", "nowhere", "--keys", str(tmp_path / "keys")
     )
     assert code == 1 and "holds no key" in err
+
+
+@pytest.mark.parametrize(
+    ("cores", "work", "threads"),
+    [(1, 1e6, 1), (2, 1e8, 1), (2, 1e10, 2), (4, 1e10, 4), (4, 1e8, 3), (16, 1e12, 15)],
+)
+def test_a_core_is_left_to_http_where_the_model_can_spare_it(cores: int, work: float, threads: int) -> None:
+    assert _threads(cores, work) == threads
