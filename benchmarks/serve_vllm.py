@@ -2,8 +2,8 @@
 
 python -m benchmarks.serve_vllm [--only serve-vllm-32] [--python PATH] [--out FOLDER]
 builtin:lm in float32, prompts of 100 rows, inputs of 27 tokens on the mean, 16 new tokens, greedy; 1 to 64 clients.
-vLLM serves the bundle that `incipit export --to vllm` writes, in a process of its own (--python: an interpreter that
-has it; without it that of `make test-vllm`), with as many threads as ours. Both are loaded by the same driver over
+`incipit serve` and `vllm serve` each run in a process of their own, vLLM over the bundle that `incipit export --to vllm`
+writes (--python: an interpreter that has it; without it that of `make test-vllm`), with as many threads as ours. Both are loaded by the same driver over
 loopback in turn, in a closed loop for the throughput, then in an open loop at half of our throughput for the times; the
 other one is idle meanwhile. Written tokens are compared on some of the requests.
 """
@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, measure, rows, serve, workload
+from benchmarks import machine, measure, rows, serve, soak_server, workload
 from benchmarks.measure import Outcome
 from benchmarks.serve import COMPARED, Load, drive, saved, served, told
 from benchmarks.workload import Plan
@@ -49,6 +49,7 @@ PATIENCE = 600.0  # seconds for vLLM to come up
 # Rows of a block of its cache: 96 of the 100 rows of a prompt are then reused, with its own 128 none; on a processor it
 # takes multiples of 32.
 BLOCK = 32
+OURS = ("--slots", "66", "--room", "512", "--waiting", "4096", "--client", "4096")
 
 
 class Lm(Load):
@@ -144,7 +145,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 class Peer:
-    """vLLM behind its address."""
+    """A server behind its address."""
 
     def __init__(self, url: str, load: Load, ends: Sequence[int]) -> None:
         self.url, self.load, self.ends = url, load, set(ends)
@@ -203,10 +204,15 @@ def measured(load: Load, repeats: int, python: str) -> dict[str, Any]:
         entries = [e.artifact for e in library.entries(f"{folder}/library") if e.artifact is not None]
         line = vllm.write(entries, own, f"{folder}/bundle")
         more = ("--block-size", str(BLOCK))
-        with served(load) as ours, standing(line, python, *more) as url:
+        with served(load) as here:
+            mine, mode = Outcome(ids=here.write(compared)), here.engine.state().mode
+        with (
+            soak_server.served(Path(folder, "library"), MODEL, *OURS) as ours,
+            standing(line, python, *more) as url,
+        ):
             peer = Peer(url, load, own.eos_ids)
-            apart = measure.differences(Outcome(ids=ours.write(compared)), Outcome(ids=peer.write(compared)))
-            sides = {"ours": ours, "vllm": peer}
+            apart = measure.differences(mine, Outcome(ids=peer.write(compared)))
+            sides = {"ours": Peer(f"http://{ours.host}:{ours.port}", load, own.eos_ids), "vllm": peer}
             for side in sides.values():
                 side.drive()  # loads every prompt that is asked, and warms the caches
             runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
@@ -217,7 +223,6 @@ def measured(load: Load, repeats: int, python: str) -> dict[str, Any]:
             seconds = {name: median(found) for name, found in samples.items()}
             rate = count / seconds["ours"] / 2
             opened = {name: side.drive(rate) for name, side in sides.items()}
-            mode = ours.engine.state().mode
     return {
         "workload": "serve-vllm",
         "variant": load.key.removeprefix("serve-vllm-"),
