@@ -2,10 +2,10 @@
 
 python -m benchmarks.serve_vllm [--only serve-vllm-32] [--python PATH] [--out FOLDER]
 builtin:lm in float32, prompts of 100 rows, inputs of 27 tokens on the mean, 16 new tokens, greedy; 1 to 64 clients.
-`incipit serve` and `vllm serve` each run in a process of their own, vLLM over the bundle that `incipit export --to vllm`
-writes (--python: an interpreter that has it; without it that of `make test-vllm`), with as many threads as ours. Both are loaded by the same driver over
-loopback in turn, in a closed loop for the throughput, then in an open loop at half of our throughput for the times; the
-other one is idle meanwhile. Written tokens are compared on some of the requests.
+`incipit serve` and `vllm serve` each run in a process of their own, with as many threads to compute with; vLLM over the
+bundle that `incipit export --to vllm` writes (--python: an interpreter that has it, else that of `make test-vllm`).
+Both are loaded by the same driver over loopback in turn, in a closed loop for the throughput, then in an open loop at
+half of our throughput for the times; the other one is idle meanwhile. Written tokens are compared on some requests.
 """
 
 from __future__ import annotations
@@ -86,6 +86,17 @@ def loads(plan: Plan) -> list[Load]:
                     "batch": max(32, 6 * clients), "lengths": [100] * prompts}  # fmt: skip
         found.append(Lm(clients, prompts, settings, TARGETS.get((clients, prompts), {})))
     return found
+
+
+@contextmanager
+def process(load: Load, place: Path) -> Iterator[str]:
+    """The address of `incipit serve` over a library; a random model is on no disk, and served by a thread."""
+    if isinstance(load, Lm):
+        with soak_server.served(place, MODEL, *OURS) as ours:
+            yield f"http://{ours.host}:{ours.port}"
+    else:
+        with served(load) as here:
+            yield here.url
 
 
 # -- vLLM ------------------------------------------------------------------------------------------------------
@@ -206,13 +217,10 @@ def measured(load: Load, repeats: int, python: str) -> dict[str, Any]:
         more = ("--block-size", str(BLOCK))
         with served(load) as here:
             mine, mode = Outcome(ids=here.write(compared)), here.engine.state().mode
-        with (
-            soak_server.served(Path(folder, "library"), MODEL, *OURS) as ours,
-            standing(line, python, *more) as url,
-        ):
+        with process(load, Path(folder, "library")) as ours, standing(line, python, *more) as url:
             peer = Peer(url, load, own.eos_ids)
             apart = measure.differences(mine, Outcome(ids=peer.write(compared)))
-            sides = {"ours": Peer(f"http://{ours.host}:{ours.port}", load, own.eos_ids), "vllm": peer}
+            sides = {"ours": Peer(ours, load, own.eos_ids), "vllm": peer}
             for side in sides.values():
                 side.drive()  # loads every prompt that is asked, and warms the caches
             runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
