@@ -122,7 +122,7 @@ def shared(
             due += 0.6 * source.random() + 0.2
         if not made.turn():
             clock.now = max(clock.now, due if lights else 20.1)
-        if clock.now <= 35:
+        if clock.now <= 22:
             made.rows_per_step.clear()
     done = [t.ended.seconds for t in others if t.ended is not None and t.ended.seconds]
     assert len(done) > (100 if lights else 0)

@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping
 _SLOWER = 1.6  # times as long as alone that a step takes at most, where a task shares it with others that ask little
 _SOME = 3.0  # rows beside the first, on the mean, from which on their cost is believed
 _KEEP = 0.98  # of what was measured, by the next step
-_LINGER = 512  # steps after its last row for which a task still counts as there
+_LINGER = 64  # steps after its last row for which a task still counts as there
 
 
 class Slowdown:
