@@ -125,8 +125,17 @@ class Far:
     turn: Tensor | None  # [B], the cell of each row, where one group holds them all
 
 
-def far_of(shelf: Shelf, names: Sequence[str | None], device: torch.device) -> Far | None:
-    """The arrangement for rows that read these prompts (None: no prompt); None where nobody reads one."""
+_FREE = (
+    4  # rows of one query that take no longer together than one, for what a prompt's numbers take to be read
+)
+
+
+def far_of(shelf: Shelf, names: Sequence[str | None], device: torch.device, single: bool) -> Far | None:
+    """The arrangement for rows that read these prompts (None: no prompt); None where nobody reads one.
+
+    single: each row has one query. Then places between that no row of the group reads are read with the others: to
+    compute what nobody takes is less than to copy what is taken.
+    """
     length = shelf.length
     if not length:
         return None
@@ -140,14 +149,16 @@ def far_of(shelf: Shelf, names: Sequence[str | None], device: torch.device) -> F
     groups: list[tuple[slice | Tensor, Tensor, Tensor, Tensor]] = []
     while places:  # together those with at least half as many rows as the first, so that little is padded
         deep = len(rows[places[0]])
-        some = sorted(p for p in places if 2 * len(rows[p]) >= deep)
-        places = [p for p in places if 2 * len(rows[p]) < deep]
-        cells = [[*rows[p], *[rows[p][0]] * (deep - len(rows[p]))] for p in some]
-        mine = [(row, i * deep + j) for i, p in enumerate(some) for j, row in enumerate(rows[p])]
-        run = some == list(range(some[0], some[0] + len(some)))
+        some = {p: rows[p] for p in places if 2 * len(rows[p]) >= deep or (single and deep <= _FREE)}
+        places = [p for p in places if p not in some]
+        low, high = min(some), max(some) + 1
+        run = 2 * len(some) >= high - low if single else len(some) == high - low
+        taken = range(low, high) if run else sorted(some)
+        cells = [[*own, *own[:1] * (deep - len(own))] for own in (some.get(p, [0] * deep) for p in taken)]
+        mine = [(row, i * deep + j) for i, p in enumerate(taken) for j, row in enumerate(some.get(p, ()))]
         groups.append(
             (
-                slice(some[0], some[-1] + 1) if run else torch.tensor(some, device=device),
+                slice(low, high) if run else torch.tensor(taken, device=device),
                 torch.tensor(cells, device=device),
                 torch.tensor([row for row, _ in mine], device=device),
                 torch.tensor([cell for _, cell in mine], device=device),
@@ -171,8 +182,8 @@ class Part:
 
     take [B, Q]: slot of the stream of each query (padding repeats a row's last). back [n]: index into [B * Q] of each
     of this part's slots of the stream; both None where that is the identity and Q = 1. depth [B, Q]: how far a query
-    stands in its row. rows: slots of the cache, a slice where they are side by side. seen: own positions that anybody
-    sees. prompt [B]: live length of each row's prompt.
+    stands in its row. rows: slots of the cache, a slice where most between are its own: those that are not then stand
+    in take and depth too, and nobody reads them. seen: own positions that anybody sees.
     """
 
     first: int
@@ -183,7 +194,6 @@ class Part:
     rows: slice | Tensor
     seen: int
     far: Far | None
-    prompt: Tensor  # [B], live length of each row's prompt
     bias: Callable[[nn.Module, Tensor, int], Tensor] | None = None
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
 
@@ -331,25 +341,39 @@ def lay(
             continue
         span = slice(low, low + len(some))
         wide = int(count[span].max())
-        inner = torch.minimum(torch.arange(wide), count[span, None] - 1)  # [B, Q]
-        begin = (ends - count)[span, None]
+        used, names = slot[span], [rows[i][3] for i in some]
+        first, each = int((ends - count)[low]), torch.arange(len(some))
         take = back = None
+        where: slice | Tensor = used.to(device)
+        if some is single:  # sorted by slot
+            begin, end = int(used[0]), int(used[-1]) + 1
+            if end - begin <= 2 * len(
+                some
+            ):  # slots between are read with the others: less than to copy these
+                where = slice(begin, end)
+            if len(some) < end - begin <= 2 * len(some):
+                back = (used - begin).to(device)
+                each = torch.zeros(end - begin, dtype=torch.int64)
+                each[used - begin] = torch.arange(len(some))
+                take = each[:, None].to(device)
+                filled: list[str | None] = [None] * (end - begin)
+                for at, name in zip((used - begin).tolist(), names, strict=True):
+                    filled[at] = name
+                names = filled
+        inner = torch.minimum(torch.arange(wide), count[span, None][each] - 1)  # [B, Q]
         if wide > 1:
-            take = (begin + inner).to(device)
+            take = ((ends - count)[span, None] + inner).to(device)
             back = torch.cat([torch.arange(int(n)) + i * wide for i, n in enumerate(count[span])]).to(device)
-        used = slot[span]
-        low_slot, dense = int(used[0]), int(used[-1]) - int(used[0]) == len(some) - 1 and some is single
         parts.append(
             Part(
-                int(begin[0]),
+                first,
                 int(count[span].sum()),
                 take,
                 back,
-                (start[span, None] + inner).to(device),
-                slice(low_slot, low_slot + len(some)) if dense else used.to(device),
+                (start[span, None][each] + inner).to(device),
+                where,
                 int((start + count)[span].max()),
-                far_of(shelf, [rows[i][3] for i in some], device),
-                prompt[span].to(device),
+                far_of(shelf, names, device, wide == 1),
                 bias,
             )
         )

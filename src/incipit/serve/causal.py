@@ -119,21 +119,24 @@ class CausalExecutor:
         if not self.batched:
             found = [self._alone(row, count) for row, count in work]
             return torch.cat([found[i] for i in done]) if done else torch.empty(0), done
-        rows, embeds = [], []
-        for row, count in work:
-            own, before = self._next(row, count)
+        rows, embeds = [], self._embedded(work)
+        for (row, _), (own, before) in zip(work, embeds, strict=True):
             held = row.held
             name = row.ask.version.id if row.ask.version is not None and held.kept["prompt"].keys else None
             rows.append((held.slot, before, own.shape[0], name))
-            embeds.append(own)
         laid, order, last, positions = slots.lay(self._slots, self._shelf, self._own, rows)
-        states = attend.streamed(self.backbone.body, torch.cat([embeds[i] for i in order]), positions, laid)
+        states = attend.streamed(
+            self.backbone.body, torch.cat([embeds[i][0] for i in order]), positions, laid
+        )
         return self.backbone.head(states[last[done]]) if done else states, done
 
-    def _next(self, row: Row, count: int) -> tuple[Tensor, int]:
-        """What a row reads next [n, H], and how many positions of its slot are taken."""
-        ids = row.ask.ids[row.read : row.read + count] if count else (row.new[-1],)
-        own = self.backbone.embed(ids)
+    def _embedded(self, work: Sequence[tuple[Row, int]]) -> list[tuple[Tensor, int]]:
+        """For each row what it reads next [n, H], and how many positions of its slot are taken."""
+        ids = [row.ask.ids[row.read : row.read + n] if n else (row.new[-1],) for row, n in work]
+        together = self.backbone.embed([i for own in ids for i in own]).split([len(own) for own in ids])
+        return [self._after_prompt(row, own) for (row, _), own in zip(work, together, strict=True)]
+
+    def _after_prompt(self, row: Row, own: Tensor) -> tuple[Tensor, int]:
         before = row.read + max(0, len(row.new) - 1)
         prompt: Injection | None = row.held.kept["prompt"]
         if prompt is None or prompt.inputs is None:
@@ -147,7 +150,7 @@ class CausalExecutor:
         held: Held = row.held
         if "cache" not in held.kept:
             held.kept["cache"] = alone.opened(self.backbone, held.kept["prompt"])
-        return alone.advanced(self.backbone, held.kept["cache"], self._next(row, count)[0])
+        return alone.advanced(self.backbone, held.kept["cache"], self._embedded([(row, count)])[0][0])
 
     # -- candidates ------------------------------------------------------------------------------------------------
 

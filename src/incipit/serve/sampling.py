@@ -33,7 +33,9 @@ class Draws:
 def next_tokens(rows: Sequence[Row], logits: Tensor) -> list[Took]:
     """The token that each row writes after logits [B, V]; a row whose logits are not finite ends alone."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    finite = torch.isfinite(logits).all(dim=-1)
+    finite = torch.isfinite(logits.sum(dim=-1))  # of a whole row, without a look at each number
+    if not bool(finite.all()):  # it may also be the sum that is too large
+        finite = torch.isfinite(logits).all(dim=-1)
     chosen = logits.argmax(dim=-1)
     do = [_sampling(row) for row in rows]
     drawn = [i for i, s in enumerate(do) if s.temperature > 0]
