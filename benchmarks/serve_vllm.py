@@ -2,15 +2,14 @@
 
 python -m benchmarks.serve_vllm [--only serve-vllm-32] [--python PATH] [--out FOLDER]
 builtin:lm in float32, prompts of 100 rows, inputs of 27 tokens on the mean, 16 new tokens, greedy; 1 to 64 clients.
-vLLM serves the bundle that `incipit export --to vllm` writes, in a process of its own (--python: an interpreter that
-has it; without it that of `make test-vllm`), with as many threads as ours. Both are loaded by the same driver over
-loopback in turn, in a closed loop for the throughput, then in an open loop at half of our throughput for the times; the
-other one is idle meanwhile. Written tokens are compared on some of the requests.
+`incipit serve` and `vllm serve` each run in a process of their own, with as many threads to compute with; vLLM over the
+bundle that `incipit export --to vllm` writes (--python: an interpreter that has it, else that of `make test-vllm`).
+Both are loaded by the same driver over loopback in turn, in a closed loop for the throughput, then in an open loop at
+half of our throughput for the times; the other one is idle meanwhile. Written tokens are compared on some requests.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shlex
@@ -25,16 +24,15 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 
-from benchmarks import machine, measure, rows, serve, workload
+from benchmarks import machine, measure, rows, serve, soak_server, workload
 from benchmarks.measure import Outcome
-from benchmarks.serve import COMPARED, Load, drive, saved, served, told
+from benchmarks.serve import COMPARED, Load, drive, half, record, saved, served, told
 from benchmarks.workload import Plan
-from incipit import files, library
+from incipit import library
 from incipit.backbones import Backbone
 from incipit.backbones import load as loaded
 from incipit.batch import Encoded
@@ -49,6 +47,7 @@ PATIENCE = 600.0  # seconds for vLLM to come up
 # Rows of a block of its cache: 96 of the 100 rows of a prompt are then reused, with its own 128 none; on a processor it
 # takes multiples of 32.
 BLOCK = 32
+OURS = ("--slots", "66", "--room", "512", "--waiting", "4096", "--client", "4096")
 
 
 class Lm(Load):
@@ -85,6 +84,17 @@ def loads(plan: Plan) -> list[Load]:
                     "batch": max(32, 6 * clients), "lengths": [100] * prompts}  # fmt: skip
         found.append(Lm(clients, prompts, settings, TARGETS.get((clients, prompts), {})))
     return found
+
+
+@contextmanager
+def process(load: Load, place: Path) -> Iterator[str]:
+    """The address of `incipit serve` over a library; a random model is on no disk, and served by a thread."""
+    if isinstance(load, Lm):
+        with soak_server.served(place, MODEL, *OURS) as ours:
+            yield f"http://{ours.host}:{ours.port}"
+    else:
+        with served(load) as here:
+            yield here.url
 
 
 # -- vLLM ------------------------------------------------------------------------------------------------------
@@ -149,10 +159,6 @@ class Peer:
     def __init__(self, url: str, load: Load, ends: Sequence[int]) -> None:
         self.url, self.load, self.ends = url, load, set(ends)
 
-    def drive(self, rate: float = 0.0) -> dict[str, Any]:
-        """One run of the driver."""
-        return drive(self.url, self.load, rate)
-
     def write(self, index: Sequence[int]) -> list[list[int]]:
         """Tokens of some requests, cut at the end token."""
         found = []
@@ -196,45 +202,31 @@ def version(python: str) -> str:
 
 def measured(load: Load, repeats: int, python: str) -> dict[str, Any]:
     """The record of one line, without provenance."""
-    compared, count = range(min(COMPARED, len(load.encoded))), len(load.encoded)
+    compared = range(min(COMPARED, len(load.encoded)))
     with tempfile.TemporaryDirectory() as folder:
         own = load.backbone()
         saved(load, own, f"{folder}/library")
         entries = [e.artifact for e in library.entries(f"{folder}/library") if e.artifact is not None]
         line = vllm.write(entries, own, f"{folder}/bundle")
         more = ("--block-size", str(BLOCK))
-        with served(load) as ours, standing(line, python, *more) as url:
-            peer = Peer(url, load, own.eos_ids)
-            apart = measure.differences(Outcome(ids=ours.write(compared)), Outcome(ids=peer.write(compared)))
-            sides = {"ours": ours, "vllm": peer}
+        with served(load) as here:
+            mine, mode = Outcome(ids=here.write(compared)), here.engine.state().mode
+        with process(load, Path(folder, "library")) as ours, standing(line, python, *more) as url:
+            apart = measure.differences(mine, Outcome(ids=Peer(url, load, own.eos_ids).write(compared)))
+            sides = {"ours": ours, "vllm": url}
             for side in sides.values():
-                side.drive()  # loads every prompt that is asked, and warms the caches
+                drive(side, load)  # loads every prompt that is asked, and warms the caches
             runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
             for _ in range(repeats):
                 for name, side in sides.items():
-                    runs[name].append(side.drive())
+                    runs[name].append(drive(side, load))
             samples = {name: [run["seconds"] for run in found] for name, found in runs.items()}
-            seconds = {name: median(found) for name, found in samples.items()}
-            rate = count / seconds["ours"] / 2
-            opened = {name: side.drive(rate) for name, side in sides.items()}
-            mode = ours.engine.state().mode
-    return {
-        "workload": "serve-vllm",
-        "variant": load.key.removeprefix("serve-vllm-"),
-        "title": f"{load.clients} clients, {load.prompts:,} prompts, {load.settings['new']} new tokens",
-        "settings": dict(load.settings)
-        | {"clients": load.clients, "prompts": load.prompts, "requests": count},
-        "target": dict(load.target),
-        "exact": True,
-        "ratio": seconds["vllm"] / seconds["ours"],
-        "seconds": {**seconds, "samples": samples},
-        "requests_per_second": {name: count / s for name, s in seconds.items()},
+            rate = half(load, samples)
+            opened = {name: drive(side, load, rate) for name, side in sides.items()}
+    return record("serve-vllm", load, "vllm", samples, apart) | {
         "closed": {name: told(found[-1]) for name, found in runs.items()},
         "open": {"rate": rate} | {name: told(run) for name, run in opened.items()},
         "mode": mode,
-        "difference": apart,
-        "allowed": {name: workload.STRICT[name] for name in apart},
-        "unequal": measure.unequal(apart, workload.STRICT),
         "peer": {"line": " ".join([line.split(" vllm serve ")[1].split(" ", 1)[1], *more])
                  .replace(folder, "FOLDER"), "threads": torch.get_num_threads()},
     }  # fmt: skip
@@ -242,19 +234,11 @@ def measured(load: Load, repeats: int, python: str) -> dict[str, Any]:
 
 def run(plan: Plan, origin: Mapping[str, Any], out: str, python: str, only: str = "") -> list[str]:
     """Measure the lines whose names begin so, write their records; returns what failed, in words."""
-    starts, failed = tuple(s for s in only.split(",") if s), []
-    for load in loads(plan):
-        if starts and not load.key.startswith(starts):
-            continue
-        found = measured(load, plan.repeats, python) | {"toy": plan.toy} | dict(origin)
-        if found["unequal"]:
-            failed.append(f"{load.key}: {'; '.join(found['unequal'])}")
-            print(f"{load.key}: NOT EQUAL, no record: {'; '.join(found['unequal'])}", flush=True)
-            continue
-        files.write_json(Path(out) / f"{load.key}.json", found)
-        print(said(load.key, found), flush=True)
-        gc.collect()
-    return failed
+
+    def one(load: Load) -> dict[str, Any]:
+        return measured(load, plan.repeats, python)
+
+    return workload.run_lines(loads(plan), one, said, {"toy": plan.toy, **origin}, out, only)
 
 
 def said(key: str, found: Mapping[str, Any]) -> str:
