@@ -30,7 +30,7 @@ from benchmarks.measure import Outcome
 from benchmarks.models import SHAPES, backbone, soft_rows
 from benchmarks.w5_generate import END
 from benchmarks.workload import Plan
-from incipit import artifact, files
+from incipit import artifact
 from incipit.backbones import Backbone
 from incipit.batch import Encoded, pad
 from incipit.prompts import InputPrompt
@@ -111,10 +111,6 @@ class Ours:
 
     def __init__(self, backbone_: Backbone, engine: Engine, store: Store, url: str, load: Load) -> None:
         self.backbone, self.engine, self.store, self.url, self.load = backbone_, engine, store, url, load
-
-    def drive(self, rate: float = 0.0) -> dict[str, Any]:
-        """One run of the driver."""
-        return drive(self.url, self.load, rate)
 
     def write(self, index: Sequence[int]) -> list[list[int]]:
         """Tokens of some requests, cut at the end token."""
@@ -213,6 +209,33 @@ class Peft(peer.Peer):
 # -- records ---------------------------------------------------------------------------------------------------
 
 
+def record(
+    name: str, load: Load, against: str, samples: Mapping[str, list[float]], apart: Mapping[str, float]
+) -> dict[str, Any]:
+    """What the records of all servers say. against: the side that ours is compared with."""
+    count, seconds = len(load.encoded), {side: median(found) for side, found in samples.items()}
+    return {
+        "workload": name,
+        "variant": load.key.removeprefix(f"{name}-"),
+        "title": f"{load.clients} clients, {load.prompts:,} prompts, {load.settings['new']} new tokens",
+        "settings": dict(load.settings)
+        | {"clients": load.clients, "prompts": load.prompts, "requests": count},
+        "target": dict(load.target),
+        "exact": True,
+        "ratio": seconds[against] / seconds["ours"],
+        "seconds": {**seconds, "samples": samples},
+        "requests_per_second": {side: count / s for side, s in seconds.items()},
+        "difference": dict(apart),
+        "allowed": {what: workload.STRICT[what] for what in apart},
+        "unequal": measure.unequal(apart, workload.STRICT),
+    }
+
+
+def half(load: Load, samples: Mapping[str, list[float]]) -> float:
+    """Requests a second: half of our throughput, at which the times are taken."""
+    return len(load.encoded) / median(samples["ours"]) / 2
+
+
 def measured(load: Load, repeats: int) -> dict[str, Any]:
     """The record of one line, without provenance."""
     compared = range(min(COMPARED, len(load.encoded)))
@@ -221,37 +244,24 @@ def measured(load: Load, repeats: int) -> dict[str, Any]:
         apart = measure.differences(
             Outcome(ids=ours.write(compared)), Outcome(ids=[peft.write([i])[0] for i in compared])
         )
-        ours.drive()  # loads every prompt that is asked
+        drive(ours.url, load)  # loads every prompt that is asked
         samples: dict[str, list[float]] = {"ours": [], "peft": [], "per_task": []}
         closed: dict[str, Any] = {}
         for _ in range(repeats):
-            closed = ours.drive()
+            closed = drive(ours.url, load)
             samples["ours"].append(closed["seconds"])
             samples["peft"].append(peft.switching())
             samples["per_task"].append(peft.per_task())
-        count, seconds = len(load.encoded), {name: median(s) for name, s in samples.items()}
-        rate = count / seconds["ours"] / 2
-        opened = ours.drive(rate)
+        rate = half(load, samples)
+        opened = drive(ours.url, load, rate)
         state = ours.engine.state()
-    return {
-        "workload": "serve",
-        "variant": load.key.removeprefix("serve-"),
-        "title": f"{load.clients} clients, {load.prompts:,} prompts, 16 new tokens",
-        "settings": dict(load.settings)
-        | {"clients": load.clients, "prompts": load.prompts, "requests": count},
-        "target": dict(load.target),
-        "exact": True,
-        "ratio": seconds["peft"] / seconds["ours"],
-        "per_task_ratio": seconds["per_task"] / seconds["ours"],
-        "seconds": {**seconds, "samples": samples},
-        "requests_per_second": {name: count / s for name, s in seconds.items()},
+    found = record("serve", load, "peft", samples, apart)
+    return found | {
+        "per_task_ratio": found["seconds"]["per_task"] / found["seconds"]["ours"],
         "closed": told(closed),
         "open": {"rate": rate, **told(opened)},
         "mode": state.mode,
         "tasks_per_step": {str(k): v for k, v in sorted(state.tasks_per_step.items())},
-        "difference": apart,
-        "allowed": {name: workload.STRICT[name] for name in apart},
-        "unequal": measure.unequal(apart, workload.STRICT),
         "peer": peft.settings,
     }
 
@@ -272,18 +282,11 @@ def percentile(values: Sequence[float], p: int) -> float | None:
 
 def run(plan: Plan, origin: Mapping[str, Any], out: str, only: str = "") -> list[str]:
     """Measure the lines whose names begin so, write their records; returns what failed, in words."""
-    starts, failed = tuple(s for s in only.split(",") if s), []
-    for load in loads(plan):
-        if starts and not load.key.startswith(starts):
-            continue
-        found = measured(load, plan.repeats) | {"toy": plan.toy} | dict(origin)
-        if found["unequal"]:
-            failed.append(f"{load.key}: {'; '.join(found['unequal'])}")
-            print(f"{load.key}: NOT EQUAL, no record: {'; '.join(found['unequal'])}", flush=True)
-            continue
-        files.write_json(Path(out) / f"{load.key}.json", found)
-        print(said(load.key, found), flush=True)
-    return failed
+
+    def one(load: Load) -> dict[str, Any]:
+        return measured(load, plan.repeats)
+
+    return workload.run_lines(loads(plan), one, said, {"toy": plan.toy, **origin}, out, only)
 
 
 def said(key: str, found: Mapping[str, Any]) -> str:

@@ -10,7 +10,6 @@ half of our throughput for the times; the other one is idle meanwhile. Written t
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shlex
@@ -25,16 +24,15 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 
 from benchmarks import machine, measure, rows, serve, soak_server, workload
 from benchmarks.measure import Outcome
-from benchmarks.serve import COMPARED, Load, drive, saved, served, told
+from benchmarks.serve import COMPARED, Load, drive, half, record, saved, served, told
 from benchmarks.workload import Plan
-from incipit import files, library
+from incipit import library
 from incipit.backbones import Backbone
 from incipit.backbones import load as loaded
 from incipit.batch import Encoded
@@ -156,14 +154,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 class Peer:
-    """A server behind its address."""
+    """vLLM behind its address."""
 
     def __init__(self, url: str, load: Load, ends: Sequence[int]) -> None:
         self.url, self.load, self.ends = url, load, set(ends)
-
-    def drive(self, rate: float = 0.0) -> dict[str, Any]:
-        """One run of the driver."""
-        return drive(self.url, self.load, rate)
 
     def write(self, index: Sequence[int]) -> list[list[int]]:
         """Tokens of some requests, cut at the end token."""
@@ -208,7 +202,7 @@ def version(python: str) -> str:
 
 def measured(load: Load, repeats: int, python: str) -> dict[str, Any]:
     """The record of one line, without provenance."""
-    compared, count = range(min(COMPARED, len(load.encoded))), len(load.encoded)
+    compared = range(min(COMPARED, len(load.encoded)))
     with tempfile.TemporaryDirectory() as folder:
         own = load.backbone()
         saved(load, own, f"{folder}/library")
@@ -218,36 +212,21 @@ def measured(load: Load, repeats: int, python: str) -> dict[str, Any]:
         with served(load) as here:
             mine, mode = Outcome(ids=here.write(compared)), here.engine.state().mode
         with process(load, Path(folder, "library")) as ours, standing(line, python, *more) as url:
-            peer = Peer(url, load, own.eos_ids)
-            apart = measure.differences(mine, Outcome(ids=peer.write(compared)))
-            sides = {"ours": Peer(ours, load, own.eos_ids), "vllm": peer}
+            apart = measure.differences(mine, Outcome(ids=Peer(url, load, own.eos_ids).write(compared)))
+            sides = {"ours": ours, "vllm": url}
             for side in sides.values():
-                side.drive()  # loads every prompt that is asked, and warms the caches
+                drive(side, load)  # loads every prompt that is asked, and warms the caches
             runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
             for _ in range(repeats):
                 for name, side in sides.items():
-                    runs[name].append(side.drive())
+                    runs[name].append(drive(side, load))
             samples = {name: [run["seconds"] for run in found] for name, found in runs.items()}
-            seconds = {name: median(found) for name, found in samples.items()}
-            rate = count / seconds["ours"] / 2
-            opened = {name: side.drive(rate) for name, side in sides.items()}
-    return {
-        "workload": "serve-vllm",
-        "variant": load.key.removeprefix("serve-vllm-"),
-        "title": f"{load.clients} clients, {load.prompts:,} prompts, {load.settings['new']} new tokens",
-        "settings": dict(load.settings)
-        | {"clients": load.clients, "prompts": load.prompts, "requests": count},
-        "target": dict(load.target),
-        "exact": True,
-        "ratio": seconds["vllm"] / seconds["ours"],
-        "seconds": {**seconds, "samples": samples},
-        "requests_per_second": {name: count / s for name, s in seconds.items()},
+            rate = half(load, samples)
+            opened = {name: drive(side, load, rate) for name, side in sides.items()}
+    return record("serve-vllm", load, "vllm", samples, apart) | {
         "closed": {name: told(found[-1]) for name, found in runs.items()},
         "open": {"rate": rate} | {name: told(run) for name, run in opened.items()},
         "mode": mode,
-        "difference": apart,
-        "allowed": {name: workload.STRICT[name] for name in apart},
-        "unequal": measure.unequal(apart, workload.STRICT),
         "peer": {"line": " ".join([line.split(" vllm serve ")[1].split(" ", 1)[1], *more])
                  .replace(folder, "FOLDER"), "threads": torch.get_num_threads()},
     }  # fmt: skip
@@ -255,19 +234,11 @@ def measured(load: Load, repeats: int, python: str) -> dict[str, Any]:
 
 def run(plan: Plan, origin: Mapping[str, Any], out: str, python: str, only: str = "") -> list[str]:
     """Measure the lines whose names begin so, write their records; returns what failed, in words."""
-    starts, failed = tuple(s for s in only.split(",") if s), []
-    for load in loads(plan):
-        if starts and not load.key.startswith(starts):
-            continue
-        found = measured(load, plan.repeats, python) | {"toy": plan.toy} | dict(origin)
-        if found["unequal"]:
-            failed.append(f"{load.key}: {'; '.join(found['unequal'])}")
-            print(f"{load.key}: NOT EQUAL, no record: {'; '.join(found['unequal'])}", flush=True)
-            continue
-        files.write_json(Path(out) / f"{load.key}.json", found)
-        print(said(load.key, found), flush=True)
-        gc.collect()
-    return failed
+
+    def one(load: Load) -> dict[str, Any]:
+        return measured(load, plan.repeats, python)
+
+    return workload.run_lines(loads(plan), one, said, {"toy": plan.toy, **origin}, out, only)
 
 
 def said(key: str, found: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -28,10 +28,6 @@ RECORDS = Path(__file__).parent / "records"
 STRICT = {"loss": 1e-5, "gradient": 1e-4, "logits": 1e-4, "ids": 0.02, "rounding": 3.0}
 # bfloat16: 8 bits, and other sums of them
 LOOSE = {"loss": 1e-2, "gradient": 1e-1, "logits": 5e-2, "ids": 1.0, "rounding": 3.0}
-
-
-class Unavailable(Exception):
-    """What a variant measures is not there; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +101,47 @@ def plan_of(given: argparse.Namespace) -> Plan:
     return Plan(device, given.plan or device.split(":")[0], given.toy, given.repeats)
 
 
-def chosen(variants: Sequence[Variant], only: str) -> list[Variant]:
-    """The variants whose record names begin as one of `only`."""
+class Keyed(Protocol):
+    """A line of a table: its record has its key for a name."""
+
+    @property
+    def key(self) -> str:
+        """The record's name."""
+
+
+Line = TypeVar("Line", bound=Keyed)
+
+
+def chosen(lines: Sequence[Line], only: str) -> list[Line]:
+    """The lines whose record names begin as one of `only`."""
     starts = tuple(s for s in only.split(",") if s)
-    return [v for v in variants if not starts or v.key.startswith(starts)]
+    return [line for line in lines if not starts or line.key.startswith(starts)]
+
+
+def run_lines(
+    lines: Sequence[Line],
+    measure_one: Callable[[Line], dict[str, Any]],
+    say: Callable[[str, Mapping[str, Any]], str],
+    more: Mapping[str, Any],
+    out: str,
+    only: str = "",
+) -> list[str]:
+    """Measure lines in turn and write their records with `more` in each; returns what failed, in words.
+
+    A line whose two sides are not equal leaves no record.
+    """
+    failed = []
+    for line in chosen(lines, only):
+        begun, key = time.perf_counter(), line.key
+        found = measure_one(line) | dict(more)
+        if wrong := "; ".join(found["unequal"]):
+            failed.append(f"{key}: {wrong}")
+            print(f"{key}: NOT EQUAL, no record: {wrong}", flush=True)
+        else:
+            files.write_json(Path(out) / f"{key}.json", found)
+            print(f"{say(key, found)}  [{time.perf_counter() - begun:.0f} s]", flush=True)
+        gc.collect()
+    return failed
 
 
 def main(module: str, description: str) -> None:
@@ -122,24 +155,12 @@ def main(module: str, description: str) -> None:
 
 def run_script(module: str, plan: Plan, origin: Mapping[str, Any], out: str, only: str = "") -> list[str]:
     """Run a script's variants in turn and write their records; returns what failed, in words."""
-    script = importlib.import_module(module)
-    failed = []
-    for variant in chosen(script.variants(plan), only):
-        begun = time.perf_counter()
-        try:
-            found = measured(variant, module, plan.repeats) | {"toy": plan.toy} | dict(origin)
-        except Unavailable as missing:
-            print(f"{variant.key}: not measured: {missing}", flush=True)
-            continue
-        wrong = found["unequal"]
-        if wrong:
-            failed.append(f"{variant.key}: {'; '.join(wrong)}")
-            print(f"{variant.key}: NOT EQUAL, no record: {'; '.join(wrong)}", flush=True)
-            continue
-        files.write_json(Path(out) / f"{variant.key}.json", found)
-        print(f"{said(found)}  [{time.perf_counter() - begun:.0f} s]", flush=True)
-        gc.collect()
-    return failed
+
+    def one(variant: Variant) -> dict[str, Any]:
+        return measured(variant, module, plan.repeats)
+
+    lines: list[Variant] = importlib.import_module(module).variants(plan)
+    return run_lines(lines, one, lambda _, found: said(found), {"toy": plan.toy, **origin}, out, only)
 
 
 def measured(variant: Variant, module: str, repeats: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+import incipit.pretrain.run
 from incipit import files
 from incipit.backbones.starting import attention_by_distance, lend_blocks
 from incipit.batch import Encoded, collate
@@ -71,6 +72,11 @@ class Vocabulary:
         return 50
 
 
+class Strange(Vocabulary):
+    def get_vocab(self) -> dict[str, int]:
+        return {"no other has this": 0}
+
+
 @pytest.mark.parametrize("family", ["causal", "encoder-decoder"])
 def test_the_objective_is_the_models_own_loss(tmp_path: Path, family: str) -> None:
     model: Any = build(small(tmp_path, family), Vocabulary())  # type: ignore[arg-type]
@@ -131,9 +137,7 @@ def test_an_interrupted_run_goes_on_exactly(
     pretrain(settings, tmp_path / "whole")
     import signal
 
-    import incipit.pretrain
-
-    real, calls = incipit.pretrain.collate, []
+    real, calls = incipit.pretrain.run.collate, []
 
     def pressing(*args: Any, **more: Any) -> Any:
         calls.append(1)
@@ -142,7 +146,7 @@ def test_an_interrupted_run_goes_on_exactly(
         return real(*args, **more)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step"):
-        patch.setattr(incipit.pretrain, "collate", pressing)
+        patch.setattr(incipit.pretrain.run, "collate", pressing)
         pretrain(settings, tmp_path / "parts")
     pretrain(settings, tmp_path / "parts", resume=True)
     one, two = (
@@ -169,7 +173,7 @@ def test_a_run_goes_on_from_the_weights_and_words_of_another(corpus: Path, tmp_p
     ):
         pretrain(small(corpus, "encoder-decoder", start=str(first), ffn=20), tmp_path / "third")
     with pytest.raises(RecipeError, match="leave one"):
-        small(corpus, "encoder-decoder", start=str(first), embeddings="builtin:lm")
+        small(corpus, "encoder-decoder", start=str(first), blocks="builtin:lm")
 
 
 def test_both_stacks_of_a_t5_start_as_the_layers_of_a_llama(corpus: Path, tmp_path: Path) -> None:
@@ -194,8 +198,25 @@ def test_both_stacks_of_a_t5_start_as_the_layers_of_a_llama(corpus: Path, tmp_pa
     assert AutoModelForSeq2SeqLM.from_pretrained(made).config.feed_forward_proj == "gated-silu"
     with pytest.raises(RecipeError, match=r"ffn 24 \(the recipe has 20\)"):
         pretrain(replace(ours, ffn=20), tmp_path / "other")
+    with pytest.raises(
+        RecipeError, match=r"its vocabulary of \d+ pieces and this model's of 50 have none in common"
+    ):
+        lend_blocks(str(lender), build(ours, Strange()), Strange())  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="starts an encoder-decoder"):
         small(corpus, "causal", blocks=str(lender))
+
+
+def test_a_unit_stands_for_every_parameter_that_it_fits(corpus: Path, tmp_path: Path) -> None:
+    units = {"decoder.final_layer_norm.weight": 16.0, "*.relative_attention_bias.weight": 10.0}
+    settings = small(corpus, "encoder-decoder", layers=2, units=units | {"*.EncDecAttention.*": 3.0})
+    names = [name for name, _ in build(settings, Vocabulary()).named_parameters()]  # type: ignore[arg-type]
+    found = incipit.pretrain.run._units(settings, names)
+    assert sorted(found.values()) == [3.0] * 8 + [10.0] * 2 + [16.0]  # q, k, v, o of two layers; two stacks
+    assert all("EncDecAttention" in name for name, unit in found.items() if unit == 3.0)
+    with pytest.raises(
+        RecipeError, match=r"units: '\*\.bias' fits no parameter of this model; known: shared"
+    ):
+        pretrain(replace(settings, units={"*.bias": 2.0}), tmp_path / "run")
 
 
 def test_attention_by_distance_is_a_share(corpus: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from incipit.errors import ArtifactError, BackboneError, PromptError, RecipeErro
 from incipit.questions import ask
 from incipit.recipe import Recipe
 from incipit.run import Tuned, tune
+from incipit.run.members import Data, make_member
 from incipit.train import checkpoint
 
 REVIEWS = {"builtin": "reviews", "limit": 12}
@@ -366,3 +367,29 @@ def test_options_of_each_record(tmp_path: Path, models: dict[str, str]) -> None:
 def test_an_encoder_refuses_free_text(tmp_path: Path, models: dict[str, str]) -> None:
     with pytest.raises(PromptError, match="is an encoder and classifies: this task has no label words"):
         tune([recipe(models["bert"], ITEMS)], tmp_path, show=False)
+
+
+def test_eval_limit_draws_by_lot(tmp_path: Path, models: dict[str, str]) -> None:
+    """Validation sorted by label: its first rows say nothing of the other label; every seed reads the same ones."""
+    for split, count in (("train", 4), ("dev", 40)):
+        for i in range(count):
+            row = {"text": f"film {i}", "label": "bad" if i < count / 2 else "good"}
+            files.append_jsonl(tmp_path / f"{split}.jsonl", row)
+    task = {
+        "kind": "classification", "input": "{text}", "labels": ["bad", "good"], "metrics": ["accuracy"],
+        "train": str(tmp_path / "train.jsonl"), "validation": str(tmp_path / "dev.jsonl"),
+    }  # fmt: skip
+    data = Data(wrap("llama", *tiny.build("llama")))
+    whole = list(data.task(recipe(models["llama"], task)).validation)
+
+    def scored_on(limit: int, seed: int) -> list[int]:
+        """Places of the examples that the scores of a run read."""
+        member = make_member(recipe(models["llama"], task, train={"eval_limit": limit}), seed, data)
+        assert member.dev is not None
+        return [whole.index(example) for example in member.dev.examples]
+
+    chosen = scored_on(12, 0)
+    assert chosen == sorted(set(chosen)) and len(chosen) == 12, "each once, in the order of the file"
+    assert chosen != list(range(12)) and {whole[i].target for i in chosen} == {"bad", "good"}
+    assert scored_on(12, 0) == scored_on(12, 1) == chosen
+    assert scored_on(0, 0) == scored_on(99, 0) == list(range(40))

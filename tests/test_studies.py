@@ -17,6 +17,15 @@ XPROMPT = sorted((STUDIES / "xprompt2022").glob("*.toml"))
 SESOM = sorted((STUDIES / "sesom2023").glob("*/*.toml"))
 
 
+def script(path: str) -> ModuleType:
+    """A script below studies/, which is no package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, STUDIES / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_the_recipes_of_sesom_build() -> None:
     names = [path.relative_to(STUDIES / "sesom2023").as_posix() for path in SESOM]
     assert len(names) == 20 and sum("target" in name for name in names) == 12
@@ -57,10 +66,7 @@ def test_a_recipe_is_read_and_opens_with_its_command(path: Path) -> None:
 
 
 def test_the_table_of_records(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("table", STUDIES / "table.py")
-    assert spec is not None and spec.loader is not None
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
+    table = script("table.py")
     for seed, score in enumerate((0.5, 0.7)):
         files.append_jsonl(
             tmp_path / "r.jsonl",
@@ -71,10 +77,7 @@ def test_the_table_of_records(tmp_path: Path) -> None:
 
 
 def test_the_numbers_of_the_pages_are_those_of_the_records() -> None:
-    spec = importlib.util.spec_from_file_location("table", STUDIES / "table.py")
-    assert spec is not None and spec.loader is not None
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
+    table = script("table.py")
     found = table.rows([str(p) for p in sorted((STUDIES / "sst2" / "records").glob("*.jsonl"))])
     assert len(found) == 14
     page = files.read_bytes(STUDIES / "sst2" / "README.md").decode()
@@ -92,12 +95,7 @@ def test_the_numbers_of_the_pages_are_those_of_the_records() -> None:
 
 
 def xprompt() -> ModuleType:
-    """studies/xprompt2022/table.py."""
-    spec = importlib.util.spec_from_file_location("xprompt", STUDIES / "xprompt2022" / "table.py")
-    assert spec is not None and spec.loader is not None
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
-    return table
+    return script("xprompt2022/table.py")
 
 
 def test_the_recipes_of_xprompt() -> None:
@@ -155,10 +153,7 @@ def test_the_search_of_xprompt_costs_less_than_three_trainings() -> None:
 
 @pytest.mark.parametrize("name", ["xprompt2022", "sesom2023"])
 def test_a_page_of_paired_runs_shows_its_records(name: str) -> None:
-    spec = importlib.util.spec_from_file_location("fill", STUDIES / "fill.py")
-    assert spec is not None and spec.loader is not None
-    fill = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fill)
+    fill = script("fill.py")
     folder = STUDIES / name
     page = files.read_bytes(folder / "README.md").decode()
     assert fill.OPEN in page and fill.CLOSE in page
@@ -185,12 +180,7 @@ def test_an_ensemble_costs_the_memory_of_one_and_says_the_same() -> None:
 
 
 def lester() -> ModuleType:
-    """studies/lester2021/table.py."""
-    spec = importlib.util.spec_from_file_location("lester", STUDIES / "lester2021" / "table.py")
-    assert spec is not None and spec.loader is not None
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
-    return table
+    return script("lester2021/table.py")
 
 
 def test_the_pages_of_lester_show_their_records() -> None:
@@ -237,10 +227,7 @@ def test_new_records_are_added_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_joint_and_isolated_prompts_are_compared_alike() -> None:
     """Same data, seeds and settings but for the way; the page shows what the records say."""
     folder = STUDIES / "isolated"
-    spec = importlib.util.spec_from_file_location("isolated", folder / "table.py")
-    assert spec is not None and spec.loader is not None
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
+    table = script("isolated/table.py")
     assert {p.stem for p in folder.glob("*.toml")} == set(table.TASKS)
     for task in table.TASKS:
         recipe = Recipe.read(folder / f"{task}.toml")

@@ -1,7 +1,6 @@
 """Artifact: a trained prompt on disk. A folder of prompt.safetensors, card.json and README.md, written atomically.
 
-The card holds no clock time, so equal runs write equal bytes. Nothing is unpickled. `place` is a local folder or
-anything that fsspec addresses (s3://, hf://, memory://).
+`place` is a local folder or anything that fsspec addresses (s3://, hf://, memory://).
 """
 
 from __future__ import annotations
@@ -13,20 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from incipit import files
-from incipit.errors import ArtifactError, StorageError
+from incipit import cards, files
+from incipit.errors import ArtifactError
 from incipit.prompts import Prompt, build
 from incipit.prompts.masked import held_at_zero
 
 if TYPE_CHECKING:
     from incipit.backbones import Backbone
 
-SCHEMA = 1
-TENSORS, CARD, README = "prompt.safetensors", "card.json", "README.md"
-_CARD = {"name": str, "prompt": dict, "tensors": dict, "backbone": dict, "task": dict}  # what none lacks
+TENSORS, CARD, README = "prompt.safetensors", "card.json", cards.README
+KIND = cards.Kind(
+    "prompt artifact", "incipit tune", CARD, TENSORS, 1,
+    {"name": str, "prompt": dict, "tensors": dict, "backbone": dict, "task": dict},
+)  # fmt: skip
 _PARTS = {
     "config": "configuration",
     "embeddings": "embedding matrix",
@@ -36,22 +36,10 @@ _PARTS = {
 
 
 @dataclass(frozen=True)
-class Artifact:
+class Artifact(cards.Kept):
     """A prompt as read from disk. card: see docs/artifact.md; tensors: the state of the baked prompt."""
 
-    place: str
-    card: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
-
-    @property
-    def name(self) -> str:
-        """The artifact's own name."""
-        return str(self.card["name"])
-
-    @property
-    def task(self) -> dict[str, Any]:
-        """Text form: kind, input template, label words, metrics, decoding."""
-        return dict(self.card["task"])
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -70,12 +58,8 @@ class Artifact:
 
     def prompt(self, backbone: Backbone, *, force: bool = False) -> Prompt:
         """The prompt on this backbone. Raises ArtifactError when it was trained on another one (unless `force`)."""
-        differs = differences(self.card["backbone"], backbone)
-        if differs and not force:
-            raise ArtifactError(
-                f"prompt {self.name!r} was trained on {self.card['backbone']['name']!r}, this is {backbone.name!r}: "
-                f"{'; '.join(differs)}; load that backbone, or train the prompt on this one"
-            )
+        if not force:
+            check_backbone("prompt", self.card, backbone)
         prompt = build(self.card["prompt"], backbone.geometry, backbone.embed)
         own = prompt.state_dict()
         wrong = [n for n in own if n not in self.tensors or self.tensors[n].shape != own[n].shape]
@@ -95,6 +79,16 @@ def digest_of(card: Mapping[str, Any]) -> str:
     return files.sha256_json(parts | {"backbone": card["backbone"]["fingerprint"]})
 
 
+def backbone_table(backbone: Backbone) -> dict[str, Any]:
+    """A backbone as every card tells of it."""
+    return {
+        "name": backbone.name,
+        "family": backbone.family,
+        "hidden": backbone.geometry.hidden,
+        "fingerprint": backbone.fingerprint,
+    }
+
+
 def differences(card: Mapping[str, Any], backbone: Backbone) -> list[str]:
     """What separates the backbone of a card from this one, in words; [] when they are the same."""
     found = []
@@ -104,6 +98,15 @@ def differences(card: Mapping[str, Any], backbone: Backbone) -> list[str]:
         if card["fingerprint"].get(key) != backbone.fingerprint[key]:
             found.append(f"other {text}" if key == "weights" else f"another {text}")
     return found
+
+
+def check_backbone(what: str, card: Mapping[str, Any], backbone: Backbone) -> None:
+    """ArtifactError when a card is of another backbone. what: the card is of, in words."""
+    if differs := differences(card["backbone"], backbone):
+        raise ArtifactError(
+            f"{what} {card['name']!r} was trained on {card['backbone']['name']!r}, this is {backbone.name!r}: "
+            f"{'; '.join(differs)}; load that backbone, or train the {what} on this one"
+        )
 
 
 def save(
@@ -131,128 +134,46 @@ def save(
     if overwrite:
         check_replaceable(place)
     baked = prompt.bake()
-    tensors = {n: t.detach().cpu() for n, t in baked.state_dict().items()}
-    _finite(tensors, name)
-    card = {
-        "schema": SCHEMA,
-        "name": name,
-        "prompt": baked.spec(),
-        "parameters": sum(t.numel() for t in tensors.values()) - held_at_zero(baked),
-        "tensors": {n: files.sha256_tensor(t) for n, t in tensors.items()},
-        "backbone": {
-            "name": backbone.name,
-            "family": backbone.family,
-            "hidden": backbone.geometry.hidden,
-            "fingerprint": backbone.fingerprint,
-        },
-        "task": dict(task),
-        "recipe": dict(recipe or {}),
-        "scores": dict(scores or {}),
-        "data": dict(data or {}),
-        "versions": files.package_versions("incipit", "torch", "transformers"),
-        **({"origin": dict(origin)} if origin else {}),
-        **({"curve": dict(curve)} if curve else {}),
-    }
-    if pruned:
-        card["pruned"] = dict(pruned)
-    if files.is_remote(place):
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "artifact"
-            folder.mkdir()
-            _write(folder, tensors, card)
-            files.push_folder(folder, place, overwrite=overwrite)
-    else:
-        with files.atomic_folder(place, overwrite=overwrite) as folder:
-            _write(folder, tensors, card)
+    tensors = dict(baked.state_dict())
+    own = {"pruned": pruned, "origin": origin, "curve": curve}
+    card = KIND.made(
+        name, backbone_table(backbone), task, tensors, scores=scores, data=data,
+        prompt=baked.spec(), recipe=dict(recipe or {}),
+        parameters=sum(t.numel() for t in tensors.values()) - held_at_zero(baked),
+        **{key: dict(value) for key, value in own.items() if value},
+    )  # fmt: skip
+    page = model_card(card)
+    if not files.is_remote(place):
+        return KIND.write(place, card, tensors, page, overwrite=overwrite)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = KIND.write(Path(scratch) / "artifact", card, tensors, page)
+        files.push_folder(Path(folder), place, overwrite=overwrite)
     return str(place)
 
 
 def check_replaceable(place: files.PathLike) -> None:
     """StorageError when a local place holds anything but an artifact."""
-    if files.is_remote(place) or not files.exists(place):
-        return
-    names = files.folder_files(place)
-    if names is None or (not {CARD, TENSORS} & set(names) and files.file_size(place)):
-        raise StorageError(f"{str(place)!r} exists and is no prompt artifact: choose another name or folder")
-
-
-def _write(folder: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
-    files.save_tensors(folder / TENSORS, tensors, {"format": "pt"})
-    files.atomic_write(folder / README, model_card(card))
-    files.write_json(folder / CARD, card)
+    KIND.check_replaceable(place)
 
 
 def load(place: files.PathLike) -> Artifact:
     """Read and check an artifact; ArtifactError says what is missing, damaged or not understood."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = files.fetch_folder(place, Path(scratch) / "artifact")
-        missing = [n for n in (CARD, TENSORS) if not files.exists(folder / n)]
-        if missing:
-            raise ArtifactError(
-                f"{str(place)!r} is no prompt artifact: {' and '.join(missing)} not found there; "
-                "give a folder that `incipit tune` wrote"
-            )
-        card = read_card(folder / CARD, str(place))
-        try:
-            tensors, _ = files.load_tensors(folder / TENSORS)
-        except ArtifactError as error:
-            raise ArtifactError(f"{str(place)!r}: {error}") from error
-    if strangers := sorted(set(tensors) - set(card["tensors"])):
-        raise ArtifactError(
-            f"{str(place)!r}: the card does not name tensor {', '.join(map(repr, strangers))}: "
-            "the folder was mixed up or edited; copy it again from its source"
-        )
-    for name, digest in card["tensors"].items():
-        if name not in tensors or files.sha256_tensor(tensors[name]) != digest:
-            raise ArtifactError(
-                f"{str(place)!r}: tensor {name!r} does not have the hash that the card names: "
-                "the file was damaged or changed; copy it again from its source"
-            )
-    _finite(tensors, str(place))
+        KIND.check_there(folder, str(place), CARD, TENSORS)
+        card = parse_card(files.content(folder / CARD), str(place))
+        tensors = KIND.numbers(folder, str(place), card["tensors"])
     return Artifact(str(place), card, tensors)
 
 
-def read_card(path: files.PathLike, place: str) -> dict[str, Any]:
-    """A card.json with its schema checked; ArtifactError for one of another version or with parts missing."""
-    return parse_card(files.content(path), place)
-
-
 def parse_card(data: bytes, place: str) -> dict[str, Any]:
-    """The same of bytes that were read already."""
-    try:
-        card = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(
-            f"{place!r}: {CARD} is not valid JSON: {error}; restore or rewrite the file"
-        ) from error
-    if not isinstance(card, dict) or not isinstance(card.get("schema"), int):
-        raise ArtifactError(f"{place!r}: card.json names no schema; it is no prompt artifact")
-    if card["schema"] > SCHEMA:
-        raise ArtifactError(
-            f"{place!r} was written by a newer incipit (schema {card['schema']}, known: {SCHEMA}): "
-            "upgrade with pip install -U incipit"
-        )
-    lacking = [k for k, kind in _CARD.items() if not isinstance(card.get(k), kind)]
-    if not lacking:
-        lacking = [f"backbone.{k}" for k in ("name", "hidden", "fingerprint") if k not in card["backbone"]]
-        lacking += [f"task.{k}" for k in ("kind",) if k not in card["task"]]
-    if lacking:
-        raise ArtifactError(f"{place!r}: card.json lacks {', '.join(lacking)}: restore it from its source")
-    return card
-
-
-def _finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    bad = [n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
-    if bad:
-        raise ArtifactError(
-            f"{where!r}: tensor {bad[0]!r} holds NaN or infinite numbers: the training diverged or the "
-            "file is damaged; train again with a smaller lr, or copy it again"
-        )
+    """A card.json with its schema checked; ArtifactError for one of another version or with parts missing."""
+    return KIND.parse(data, place)
 
 
 def model_card(card: Mapping[str, Any]) -> str:
     """The README.md of an artifact, in the form that model hubs show."""
-    base, task, scores = card["backbone"], card["task"], card["scores"]
+    base, task = card["backbone"], card["task"]
     head = [
         "---",
         "library_name: incipit",
@@ -280,7 +201,4 @@ def model_card(card: Mapping[str, Any]) -> str:
         body.append("- attention: isolated (the prompt does not see the input)")
     if pruned := card.get("pruned"):
         body.append(f"- pruned: {pruned['kept']:,} of {pruned['numbers']:,} numbers kept")
-    for split, values in scores.items():
-        body.append(f"- {split}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
-    body += ["", "Use it:", "", "```bash", 'incipit predict THIS_FOLDER --text "your text"', "```", ""]
-    return "\n".join(head + body)
+    return "\n".join([*head, *body, *cards.last_lines(card)])

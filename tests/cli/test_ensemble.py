@@ -148,3 +148,24 @@ def test_a_library_lists_its_ensembles(call: Call, moods: Path, tmp_path: Path) 
     assert done.lines[-1].split("\t")[0] == "all" and "vote of 3" in done.lines[-1]
     shutil.rmtree(library / "mood-s1")
     assert "broken: " in call("list", library).lines[-1]
+
+
+def test_members_that_a_server_would_not_find(call: Call, moods: Path, tmp_path: Path) -> None:
+    """`incipit serve LIBRARY` finds members below LIBRARY only, so members elsewhere are named."""
+    library = tmp_path / "library"
+    shutil.copytree(moods / "mood-s0", library / "mood-s0")
+    within, outside = library / "mood-s0", moods / "mood-s1"
+    line = ["ensemble", within, outside, "--folder", library / "both"]
+    done = call(*line)
+    assert done.code == 0
+    (note,) = [told for told in done.err.splitlines() if "members outside" in told]
+    assert note == (
+        f"note: members outside '{library}': '{outside}'; `incipit serve` finds the members of an ensemble in its own "
+        f"library: copy them below '{library}', or serve a folder that holds all of them"
+    )
+    mean = call(*line[:4], library / "mean", "--method", "average")
+    assert mean.code == 0 and "members outside" not in mean.err, "an average is one prompt"
+    shutil.copytree(outside, library / "deep" / "mood-s1")
+    line[2] = library / "deep" / "mood-s1"
+    again = call(*line, "--overwrite")
+    assert again.code == 0 and "members outside" not in again.err

@@ -135,3 +135,14 @@ def test_what_is_not_replaced_and_not_read(tmp_path: Path, backbones: Of, shelf:
         files.write_json(tmp_path / "e" / ensemble.saved.CARD, card | change)
         with pytest.raises(ArtifactError, match=says):
             ensemble.load(tmp_path / "e")
+
+
+def test_folders_below_a_folder_are_not_replaced(tmp_path: Path, backbones: Of, shelf: Shelf) -> None:
+    made = written(tmp_path / "runs" / "e", backbones("llama"), shelf)
+    members = list(ensemble.load(tmp_path / "runs" / "e").members)
+    with pytest.raises(StorageError, match="exists and is no ensemble: choose another name or folder"):
+        ensemble.save(tmp_path / "runs", name="n", ensemble=made, members=members, task=FORM, overwrite=True)
+    assert ensemble.load(tmp_path / "runs" / "e").name == "three"
+    (tmp_path / "empty").mkdir()
+    ensemble.save(tmp_path / "empty", name="n", ensemble=made, members=members, task=FORM, overwrite=True)
+    assert ensemble.load(tmp_path / "empty").name == "n"

@@ -223,7 +223,7 @@ def test_a_damaged_gate(shots: Path, backbones: Of, shelf: Shelf) -> None:
     path = shots / "e" / ensemble.saved.TENSORS
     tensors, _ = files.load_tensors(path)
     files.save_tensors(path, {n: t + 1 for n, t in tensors.items()}, {"format": "pt"})
-    with pytest.raises(ArtifactError, match=r"does not hold the numbers that ensemble.json names"):
+    with pytest.raises(ArtifactError, match="does not have the hash that the card names"):
         ensemble.load(shots / "e")
 
 

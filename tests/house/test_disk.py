@@ -23,12 +23,11 @@ QUALIFIED = {
 # (file, call): why this one does not go through files.py.
 SHELF = "interop/vllm/incipit_prompts/shelf.py"  # runs in vLLM's environment, without incipit
 ALLOWED: dict[tuple[str, str], str] = {
-    ("artifact.py", "mkdir"): "below a TemporaryDirectory, before push_folder",
     ("backbones/tiny.py", "save_pretrained"): "a random model as a folder, for tests of loading",
     (SHELF, "read_text"): "reads its own bundle where incipit is not installed",
     (SHELF, "safe_open"): "maps its own bundle where incipit is not installed",
     (SHELF, "torch.save"): "writes into a BytesIO that goes into a request",
-    ("pretrain.py", "save_pretrained"): "the model writes its own folder, inside atomic_folder",
+    ("pretrain/exported.py", "save_pretrained"): "the model writes its own folder, inside atomic_folder",
     ("tasks/raw.py", "np.save"): "writes into a BytesIO that atomic_write puts on the disk",
     ("tasks/raw.py", "np.load"): "maps the token file instead of reading it; inside files.storage",
     ("tasks/raw.py", "unlink"): "an old card must not stand beside a new array",

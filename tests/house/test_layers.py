@@ -21,6 +21,7 @@ LAYERS = {
     "assemble": 2,
     "encode": 2,
     "questions": 2,
+    "cards": 1,
     "artifact": 2,
     "record": 2,
     "train": 3,

@@ -314,10 +314,13 @@ FAULTS: dict[str, tuple[Any, str]] = {
         ),
         "ensemble 'mix' was trained on 'x', this server runs 'llama'",
     ),
-    "no gate": (lambda s: (s / "mix" / "ensemble.safetensors").unlink(), "does not hold the numbers"),
+    "no gate": (
+        lambda s: (s / "mix" / "ensemble.safetensors").unlink(),
+        "is no ensemble: ensemble.safetensors not found there",
+    ),
     "another gate": (
         lambda s: files.save_tensors(s / "mix" / "ensemble.safetensors", {"w": torch.zeros(1)}),
-        "does not hold the numbers",
+        "the card does not name tensor 'w'",
     ),
     "a gate of another size": (lambda s: gated_by(s, "fixed", hidden=10**12), "its gate reads inputs of 10000"),
     "a gate that its numbers do not fit": (
@@ -429,7 +432,7 @@ def test_upload_and_delete(shelf: Path, tmp_path: Path) -> None:
     assert again.pin("mix").id == listed.id, "kept on disk"
     with pytest.raises(ArtifactError, match=r"'card.json': an artifact is card.json and .* never read"):
         store.add(given | {"card.json": b"{}"})
-    with pytest.raises(ArtifactError, match="does not hold the numbers"):
+    with pytest.raises(ArtifactError, match=r"ensemble\.safetensors not found there"):
         store.add({"ensemble.json": given["ensemble.json"]})
     other = Store(tmp_path / "library" / "a", b)
     with pytest.raises(ArtifactError, match="its member 'b' is not at"):

@@ -92,3 +92,35 @@ def test_without_a_corpus(ladder: Path) -> None:
         RecipeError, match=r"span.toml trains a backbone on raw text: give the folder .*--corpus"
     ):
         grid.run(Study.read("toy"), "runs", only=["size"], say=SILENT)
+
+
+def test_a_t5_begins_with_the_blocks_of_the_study_s_own_causal_model(ladder: Path) -> None:
+    """`after` gives the recipe's `blocks` where it has them; two labels of one recipe share one training."""
+    folder = ladder / "studies" / "toy"
+    text = RECIPE.format(name="lm", objective="causal").replace("encoder-decoder", "causal")
+    files.atomic_write(folder / "text.toml", text.replace("heads = 2", "heads = 2\nkv_heads = 1"))
+    reading = RECIPE.format(name="reading", objective="continuation")
+    files.atomic_write(folder / "span.toml", f'blocks = ""\nactivation = "silu"\n{reading}')
+    table = files.read_bytes(folder / "small.toml").decode()
+    table = table.replace(
+        'one = { pretrain = "span.toml", parameters = 1000 }',
+        'zero = { pretrain = "text.toml" }\n'
+        'one = { pretrain = "span.toml", after = "zero", parameters = 1000 }\n'
+        'same = { pretrain = "span.toml", after = "zero", sentinel = "<extra_id_0>" }',
+    )
+    files.atomic_write(folder / "small.toml", table)
+    said: list[str] = []
+    grid.run(Study.read("toy"), "runs", only=["size"], corpus="texts", say=said.append)
+    assert [line for line in said if "pre-training" in line] == [
+        "zero: pre-training by text.toml",
+        "one: pre-training by span.toml",
+        "two: pre-training by lm.toml",
+    ]
+    study = Study.read("toy")
+    bench = grid._Bench(study, Path("runs"), "", "", SILENT)
+    assert bench._made("same") == bench._made("one"), "no corpus is needed: it is there"
+    (export,) = Path("runs/backbones").glob("span-*/export")
+    assert 'blocks = "text-' in (export / "README.md").read_text(), "a card names no place of one machine"
+    before = study.origin("one")
+    files.atomic_write(folder / "text.toml", text.replace("steps = 2", "steps = 3"))
+    assert Study.read("toy").origin("one") != before

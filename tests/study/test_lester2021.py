@@ -167,10 +167,13 @@ def test_claims_and_published_numbers() -> None:
     assert drawn == set(small.experiments)
 
 
+STEPS = ["text", "reading", "span", "lm200", "lm1000", "lm2000"]  # each from the one before
+OBJECTIVES = {"text": "causal", "reading": "continuation", "span": "span_corruption"}
+
+
 def test_no_step_of_the_ladder_is_lost() -> None:
-    steps = ("lm1000", "lm200", "lm2000", "span")
     assert [p.stem for p in LADDER] == [
-        f"{size}-{step}" for size in ("0.5m", "1.5m", "4m", "9m") for step in steps
+        f"{size}-{step}" for size in ("0.5m", "1.5m", "4m", "9m") for step in sorted(STEPS)
     ]
 
 
@@ -178,11 +181,20 @@ def test_no_step_of_the_ladder_is_lost() -> None:
 def test_a_step_of_the_ladder(path: Path) -> None:
     settings = settings_of(PretrainSettings, files.read_toml(path), (), str(path))
     size, step = path.stem.rsplit("-", 1)
-    assert settings.name == f"t5-{path.stem}" and settings.family == "encoder-decoder"
-    before = {"span": "", "lm200": "span", "lm1000": "lm200", "lm2000": "lm1000"}[step]
-    assert settings.start == (f"runs/ladder/{size}-{before}/export" if before else "")
-    assert dict(settings.stages[0][1]) == {"lm_adaptation" if before else "span_corruption": 1.0}
-    assert settings.fit.optim.name == "muon"
+    assert settings.name == f"t5-{path.stem}" and settings.fit.optim.name == "muon"
+    assert settings.family == ("causal" if step == "text" else "encoder-decoder")
+    before = f"runs/ladder/{size}-{STEPS[STEPS.index(step) - 1]}/export" if step != "text" else ""
+    assert (settings.blocks, settings.start) == ((before, "") if step == "reading" else ("", before))
+    assert dict(settings.stages[0][1]) == {OBJECTIVES.get(step, "lm_adaptation"): 1.0}
+    lender = settings_of(PretrainSettings, files.read_toml(path.with_name(f"{size}-text.toml")), (), "")
+    assert isinstance(settings, PretrainSettings) and isinstance(lender, PretrainSettings)
+    shape = ("hidden", "layers", "heads", "ffn", "vocabulary")  # blocks are lent between equal shapes alone
+    assert [getattr(settings, k) for k in shape] == [getattr(lender, k) for k in shape]
+    if step != "text":
+        assert settings.activation == "silu"
+        norm = settings.units["decoder.final_layer_norm.weight"]
+        assert norm == pytest.approx(settings.hidden**0.5, abs=0.05)
+        assert settings.units["*.EncDecAttention.*"] == 3.0
     assert (
         f"incipit pretrain studies/lester2021/ladder/{path.name}"
         in files.read_bytes(path).decode().splitlines()[1]
@@ -196,10 +208,9 @@ def test_the_studys_backbones_know_what_they_start_from() -> None:
         if "pretrain" not in table:
             continue
         path = FOLDER / table["pretrain"]
-        start = files.read_toml(path).get("start", "")
+        recipe = files.read_toml(path)
+        start = recipe.get("start", "") or recipe.get("blocks", "")
         after = backbones[table["after"]]["pretrain"] if "after" in table else ""
         assert (f"runs/ladder/{Path(after).stem}/export" if after else "") == start
-        assert (
-            len(json.dumps(study.origin(label)).split('"')) // 2
-            == {"span": 1, "lm200": 2, "lm1000": 3, "lm2000": 4}[path.stem.rsplit("-", 1)[1]]
-        )
+        made_by = json.dumps(study.origin(label)).count('"') // 2  # hashes of recipes
+        assert made_by == 1 + STEPS.index(path.stem.rsplit("-", 1)[1])

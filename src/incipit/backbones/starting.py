@@ -1,4 +1,4 @@
-"""Where a pre-training starts: another backbone's weights, its embeddings, or its blocks in another family."""
+"""Where a pre-training starts: another backbone's weights, or the blocks of a causal one in both stacks of a T5."""
 
 from __future__ import annotations
 
@@ -29,34 +29,6 @@ def start_from(origin: Any, model: PreTrainedModel) -> None:
     model.load_state_dict(theirs)
 
 
-def lend_embeddings(
-    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, rescale: bool = True
-) -> int:
-    """Start the embeddings of pieces that both know from backbone `name`, at this model's scale; returns how many.
-
-    Raises RecipeError where the widths differ or no piece is common.
-    """
-    lender: Any = load(name, dtype="float32")
-    table: Any = model.get_input_embeddings().weight
-    theirs = lender.table.weight.detach()
-    known = lender.tokenizer.get_vocab()
-    pairs = [(i, known[piece]) for piece, i in tokenizer.get_vocab().items() if piece in known]
-    if theirs.shape[1] != table.shape[1] or not pairs:
-        raise RecipeError(
-            f"embeddings = {name!r}: it has width {theirs.shape[1]} and {len(pairs)} pieces in common, this model "
-            f"width {table.shape[1]}: name a backbone of the same width and a like vocabulary, or none"
-        )
-    ours, there = (torch.tensor(part) for part in zip(*pairs, strict=True))
-    with torch.no_grad():
-        scale = table.square().mean().sqrt() / theirs[there].square().mean().sqrt()
-        if rescale:
-            table[ours] = theirs[there] * scale
-        else:
-            table.div_(scale)
-            table[ours] = theirs[there]
-    return len(pairs)
-
-
 def lend_blocks(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Start a T5 from the causal backbone `name` (Llama blocks): both stacks get its layers, its vocabulary its rows.
 
@@ -67,11 +39,11 @@ def lend_blocks(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     the biases begin as the log of what the lender's heads give to each distance. T5 does not scale its products:
     queries and keys are each divided by the fourth root of the head's width.
 
-    Raises RecipeError where the backbone is no Llama of the same widths, depth and activation.
+    Raises RecipeError where the backbone is no Llama of the same widths, depth and activation, or shares no piece.
     """
     lender: Any = load(name, dtype="float32")
     _check_same_shape(name, lender.model.config, model.config)
-    lend_embeddings(name, model, tokenizer, rescale=False)
+    _lend_rows(lender, model, tokenizer)
     config: Any = model.config
     seen = attention_by_distance(lender.model)  # [layers, heads, D]
     order = seen[:, :, :5].sum(-1).argsort(dim=1, descending=True)  # [layers, heads], the nearest first
@@ -93,6 +65,23 @@ def lend_blocks(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenize
         biases = _biases(attention, profile, two_sided=stack == "encoder")
         ours[f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"].copy_(biases)
     ours["decoder.final_layer_norm.weight"].mul_(config.d_model**0.5)  # a T5 divides by this before its head
+
+
+def _lend_rows(lender: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Pieces that both know get the lender's embeddings; those of the others come to the same scale."""
+    table: Any = model.get_input_embeddings().weight
+    theirs = lender.table.weight.detach()
+    known = lender.tokenizer.get_vocab()
+    pairs = [(i, known[piece]) for piece, i in tokenizer.get_vocab().items() if piece in known]
+    if not pairs:
+        raise RecipeError(
+            f"blocks = {lender.name!r}: its vocabulary of {len(known)} pieces and this model's of {len(table)} have "
+            "none in common: name a backbone with a like vocabulary"
+        )
+    ours, there = (torch.tensor(part) for part in zip(*pairs, strict=True))
+    with torch.no_grad():
+        table.div_(table.square().mean().sqrt() / theirs[there].square().mean().sqrt())
+        table[ours] = theirs[there]
 
 
 def _check_same_shape(name: str, theirs: Any, ours: Any) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from incipit.cli import opened, options, output
+from incipit.cli.options import option, unset
 
 if TYPE_CHECKING:
     from incipit.artifact import Artifact
@@ -28,71 +29,54 @@ class Method(StrEnum):
     sesom = "sesom"
 
 
-Sources = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="ARTIFACT",
-        help="Folders that `incipit tune` wrote. Without any: the sources of the recipe.",
-        show_default=False,
-    ),
-]
 How = Annotated[
     Method | None,
-    typer.Option(
-        help="vote: the majority, ties by summed probability. logits: mean of the label scores. weighted: the "
+    unset(
+        "--method",
+        "METHOD",
+        "vote: the majority, ties by summed probability. logits: mean of the label scores. weighted: the "
         "same with --weights. average: one prompt, the mean of their numbers. fixed, sesom: weights learned on "
         "the shots of --recipe, the same for all inputs or for each. Without it: the recipe's, or vote.",
-        metavar="METHOD",
-        show_default=False,
     ),
 ]
 Weights = Annotated[
     str,
-    typer.Option(
-        metavar="W,W,...",
-        help="method weighted: one number for each artifact. Without it: the score of each on validation.",
-        show_default=False,
+    unset(
+        "--weights",
+        "W,W,...",
+        "method weighted: one number for each artifact. Without it: the score of each on validation.",
     ),
 ]
 Target = Annotated[
     str,
-    typer.Option(
-        metavar="NAME|FILE",
-        help="A built-in task, or a recipe or task file; prompts of other tasks answer in its words. Without "
+    unset(
+        "--task",
+        "NAME|FILE",
+        "A built-in task, or a recipe or task file; prompts of other tasks answer in its words. Without "
         "it: the task that all artifacts share.",
-        show_default=False,
     ),
 ]
 RecipeFile = Annotated[
     Path | None,
-    typer.Option(
-        metavar="RECIPE",
-        help="A recipe with [task] and [ensemble]: the target, its shots, and how weights are learned there.",
-        show_default=False,
+    unset(
+        "--recipe",
+        "RECIPE",
+        "A recipe with [task] and [ensemble]: the target, its shots, and how weights are learned there.",
     ),
 ]
-Name = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME", help="Its name. Without it: the members' names, or the recipe's.", show_default=False
-    ),
-]
-Folder = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER", help="Write the ensemble here. Without it: only scores.", show_default=False
-    ),
-]
+Split = Annotated[str, option("--split", "SPLIT", "What to score: validation or test.")]
+Name = Annotated[str, unset("--name", "NAME", "Its name. Without it: the members' names, or the recipe's.")]
+Folder = Annotated[Path | None, options.folder("Write the ensemble here. Without it: only scores.")]
 
 
 def ensemble(
-    artifacts: Sources = [],  # noqa: B006 (typer copies it)
+    artifacts: options.Sources = [],  # noqa: B006 (typer copies it)
     method: How = None,
     weights: Weights = "",
     task: Target = "",
     recipe: RecipeFile = None,
     settings: options.Settings = [],  # noqa: B006 (typer copies it)
-    split: Annotated[str, typer.Option(metavar="SPLIT", help="What to score: validation or test.")] = "test",
+    split: Split = "test",
     name: Name = "",
     folder: Folder = None,
     overwrite: options.Overwrite = False,
@@ -205,3 +189,18 @@ def _show(done: Ensembled, names: list[str]) -> None:
         output.table(["control", "accuracy (entropy: nats)"], told)
     if done.place:
         typer.echo(f"written: {done.place}")
+        _note_far_members(done.place)
+
+
+def _note_far_members(place: str) -> None:
+    """A server finds the members of an ensemble in its own library, which is where the ensemble lies."""
+    from incipit import ensemble as ensembles
+
+    far = ensembles.far_members(place) if ensembles.is_ensemble(place) else []
+    if far:
+        home = str(Path(place).parent)
+        typer.echo(
+            f"note: members outside {home!r}: {', '.join(map(repr, far))}; `incipit serve` finds the members of an "
+            f"ensemble in its own library: copy them below {home!r}, or serve a folder that holds all of them",
+            err=True,
+        )

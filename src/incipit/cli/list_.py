@@ -22,10 +22,7 @@ class Measure(StrEnum):
 
 
 def list_(
-    library: Annotated[
-        str,
-        typer.Argument(metavar="LIBRARY", help="A folder with artifacts at any depth, or an fsspec address."),
-    ],
+    library: options.Library,
     near: Annotated[
         str,
         typer.Option(

@@ -3,9 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+
+def option(name: str, metavar: str, says: str, **more: Any) -> Any:
+    """An option with a value, whose default help shows."""
+    return typer.Option(name, metavar=metavar, help=says, **more)
+
+
+def unset(name: str, metavar: str, says: str, **more: Any) -> Any:
+    """The same where nothing is the default, or what `says` tells."""
+    return option(name, metavar, says, show_default=False, **more)
+
+
+def folder(says: str) -> Any:
+    """--folder: where the result goes."""
+    return unset("--folder", "FOLDER", says)
+
+
+def check_again(resume: bool, overwrite: bool) -> None:
+    """Wrong usage where both are given."""
+    if resume and overwrite:
+        raise typer.BadParameter("--resume goes on with a run and --overwrite replaces it; give one of them")
+
 
 Recipes = Annotated[
     list[Path], typer.Argument(metavar="RECIPE", help="Recipe files (TOML).", show_default=False)
@@ -18,33 +40,34 @@ Artifacts = Annotated[
         show_default=False,
     ),
 ]
-Artifact = Annotated[
-    str, typer.Argument(metavar="ARTIFACT", help="A folder that `incipit tune` wrote, or an fsspec address.")
-]
-Settings = Annotated[
+Sources = Annotated[
     list[str],
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change a key of every recipe, as in prompt.length=20; the value is TOML or plain text. "
-        "May be repeated.",
+    typer.Argument(
+        metavar="ARTIFACT",
+        help="Folders that `incipit tune` wrote. Without any: the sources of the recipe.",
         show_default=False,
     ),
 ]
-Json = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="PATH", help="Also write the result to this file.", show_default=False),
+Artifact = Annotated[
+    str, typer.Argument(metavar="ARTIFACT", help="A folder that `incipit tune` wrote, or an fsspec address.")
 ]
+Library = Annotated[
+    str, typer.Argument(metavar="LIBRARY", help="A folder with artifacts at any depth, or an fsspec address.")
+]
+Settings = Annotated[
+    list[str],
+    unset(
+        "--set",
+        "KEY=VALUE",
+        "Change a key of every recipe, as in prompt.length=20; the value is TOML or plain text. May be repeated.",
+    ),
+]
+Json = Annotated[Path | None, unset("--json", "PATH", "Also write the result to this file.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
 BackboneName = Annotated[
     str,
-    typer.Option(
-        "--backbone",
-        metavar="NAME",
-        help="Where the frozen model is now; without it, where the artifact says it was.",
-        show_default=False,
-    ),
+    unset("--backbone", "NAME", "Where the frozen model is now; without it, where the artifact says it was."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -16,10 +16,7 @@ def pretrain(
         Path, typer.Argument(metavar="RECIPE", help="A TOML file with the keys of PretrainSettings.")
     ],
     settings: options.Settings = [],  # noqa: B006 (typer copies it)
-    folder: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Without it: runs/NAME.", show_default=False),
-    ] = None,
+    folder: Annotated[Path | None, options.folder("Without it: runs/NAME.")] = None,
     resume: options.Resume = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,

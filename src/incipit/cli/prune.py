@@ -52,11 +52,9 @@ def prune(
     ] = "",
     folder: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Where the artifact, its table, figure and record go; of several, each in a folder of its name. "
-            "Without it: runs/NAME.",
-            show_default=False,
+        options.folder(
+            "Where the artifact, its table, figure and record go; of several, each in a folder of its name. "
+            "Without it: runs/NAME."
         ),
     ] = None,
     backbone: options.BackboneName = "",
@@ -71,8 +69,7 @@ def prune(
     Scores every token and piece on a prompt's own training data, tries ratios on validation, trains the best mask in
     full beside its controls, and scores each of them once on test (XPrompt, Ma et al. 2022).
     """
-    if resume and overwrite:
-        raise typer.BadParameter("--resume goes on with a run and --overwrite replaces it; give one of them")
+    options.check_again(resume, overwrite)
     from incipit import files, run
     from incipit.recipe import PruneTable
     from incipit.recipe.prunes import USUAL

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from incipit.cli import options
+from incipit.cli.options import option, unset
 
 if TYPE_CHECKING:
     from incipit.serve.http.keys import Keys
@@ -22,62 +23,46 @@ LIGHT = 2e9  # multiplications and additions of a step that one core does in som
 KEY, ADMIN_KEY = "INCIPIT_API_KEY", "INCIPIT_ADMIN_KEY"  # a key that no file holds
 
 
-def _option(name: str, metavar: str, says: str, **more: Any) -> Any:
-    return typer.Option(name, metavar=metavar, help=says, **more)
-
-
-Library = Annotated[
-    str, typer.Argument(metavar="LIBRARY", help="A folder with artifacts at any depth, or an fsspec address.")
-]
-Model = Annotated[str, _option("--backbone", "NAME", "The frozen model that all of them were trained on.")]
-Host = Annotated[str, _option("--host", "HOST", "Address to listen on.")]
-Port = Annotated[int, _option("--port", "PORT", "Port; 0: any free one.", min=0, max=65535)]
+Model = Annotated[str, option("--backbone", "NAME", "The frozen model that all of them were trained on.")]
+Host = Annotated[str, option("--host", "HOST", "Address to listen on.")]
+Port = Annotated[int, option("--port", "PORT", "Port; 0: any free one.", min=0, max=65535)]
 Name = Annotated[
-    str,
-    _option(
-        "--name", "NAME", "What clients call the bare backbone; without it its own name.", show_default=False
-    ),
+    str, unset("--name", "NAME", "What clients call the bare backbone; without it its own name.")
 ]
 KeysFile = Annotated[
     Path | None,
-    _option(
+    unset(
         "--keys",
         "FILE",
         f"Who may ask: a line KEY or NAME KEY for each. Without it, and without {KEY}: anybody.",
-        show_default=False,
     ),
 ]
 AdminFile = Annotated[
     Path | None,
-    _option(
-        "--admin-keys",
-        "FILE",
-        f"Who may change prompts. Without it, and without {ADMIN_KEY}: nobody.",
-        show_default=False,
-    ),
+    unset("--admin-keys", "FILE", f"Who may change prompts. Without it, and without {ADMIN_KEY}: nobody."),
 ]
 Slots = Annotated[
-    int, _option("--slots", "N", "Rows of one batch, two of them kept free for prompts that run none.", min=1)
+    int, option("--slots", "N", "Rows of one batch, two of them kept free for prompts that run none.", min=1)
 ]
 Room = Annotated[
     int,
-    _option("--room", "N", "Input and new tokens of one row; 0: as many as the model has positions.", min=0),
+    option("--room", "N", "Input and new tokens of one row; 0: as many as the model has positions.", min=0),
 ]
-Waiting = Annotated[int, _option("--waiting", "N", "Rows that may wait; beyond it 503.", min=1)]
-Open = Annotated[int, _option("--client", "N", "Open rows of one client; beyond it 429.", min=1)]
-Rate = Annotated[float, _option("--rate", "N", "Requests a second of one client; 0: any.", min=0)]
-Timeout = Annotated[float, _option("--timeout", "S", "Seconds until an answer must be there.", min=0.1)]
-MaxBody = Annotated[float, _option("--max-body", "MB", "Largest body of a request.", min=0.001)]
-Grace = Annotated[float, _option("--grace", "S", "Seconds that running requests get after SIGTERM.", min=0)]
+Waiting = Annotated[int, option("--waiting", "N", "Rows that may wait; beyond it 503.", min=1)]
+Open = Annotated[int, option("--client", "N", "Open rows of one client; beyond it 429.", min=1)]
+Rate = Annotated[float, option("--rate", "N", "Requests a second of one client; 0: any.", min=0)]
+Timeout = Annotated[float, option("--timeout", "S", "Seconds until an answer must be there.", min=0.1)]
+MaxBody = Annotated[float, option("--max-body", "MB", "Largest body of a request.", min=0.001)]
+Grace = Annotated[float, option("--grace", "S", "Seconds that running requests get after SIGTERM.", min=0)]
 ByPrompt = Annotated[
     bool, typer.Option("--metrics-by-prompt", help="Also count answers by the prompt's name at /metrics.")
 ]
-Dtype = Annotated[str, _option("--dtype", "TYPE", "What the model computes in.")]
-Device = Annotated[str, _option("--device", "NAME", "Where: cpu, cuda, or auto.")]
+Dtype = Annotated[str, option("--dtype", "TYPE", "What the model computes in.")]
+Device = Annotated[str, option("--device", "NAME", "Where: cpu, cuda, or auto.")]
 
 
 def serve(
-    library: Library,
+    library: options.Library,
     backbone: Model,
     host: Host = "127.0.0.1",
     port: Port = 8000,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from incipit.cli import options, output
+from incipit.cli.options import option, unset
 
 if TYPE_CHECKING:
     from incipit.study.plan import Study
@@ -32,45 +33,28 @@ Name = Annotated[
     str,
     typer.Argument(metavar="STUDY", help="A folder, or the name of one below studies/.", show_default=False),
 ]
-Scale = Annotated[str, typer.Option(metavar="NAME", help="A .toml file of the study: small, paper.")]
-Only = Annotated[
-    list[str],
-    typer.Option(metavar="EXPERIMENT", help="This experiment alone. May be repeated.", show_default=False),
-]
-Data = Annotated[Path, typer.Option(metavar="FOLDER", help="Where the data sets are, a folder each.")]
+Scale = Annotated[str, option("--scale", "NAME", "A .toml file of the study: small, paper.")]
+Only = Annotated[list[str], unset("--only", "EXPERIMENT", "This experiment alone. May be repeated.")]
+Data = Annotated[Path, option("--data", "FOLDER", "Where the data sets are, a folder each.")]
 Corpus = Annotated[
-    str,
-    typer.Option(
-        metavar="FOLDER",
-        help="run: raw text for the backbones that the study trains itself.",
-        show_default=False,
-    ),
+    str, unset("--corpus", "FOLDER", "run: raw text for the backbones that the study trains itself.")
 ]
 Folder = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FOLDER",
-        help="Where records, checkpoints and the report go. Without it: runs/STUDY-SCALE.",
-        show_default=False,
-    ),
+    options.folder("Where records, checkpoints and the report go. Without it: runs/STUDY-SCALE."),
 ]
 Records = Annotated[
     list[Path],
-    typer.Option(
-        metavar="FILE",
-        help="report: records to read, in place of those of the folder, else of the study. May be repeated.",
-        show_default=False,
+    unset(
+        "--records",
+        "FILE",
+        "report: records to read, in place of those of the folder, else of the study. May be repeated.",
     ),
 ]
 StandIn = Annotated[
-    str,
-    typer.Option(
-        metavar="BACKBONE",
-        help="run: this backbone in place of every one, to try a study.",
-        show_default=False,
-    ),
+    str, unset("--stand-in", "BACKBONE", "run: this backbone in place of every one, to try a study.")
 ]
-Most = Annotated[int, typer.Option(metavar="N", min=0, help="run: stop after N cells; 0: all.")]
+Most = Annotated[int, option("--limit", "N", "run: stop after N cells; 0: all.", min=0)]
 
 
 def study(

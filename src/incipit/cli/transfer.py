@@ -9,14 +9,6 @@ import typer
 
 from incipit.cli import opened, options, output
 
-Sources = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="ARTIFACT",
-        help="Folders that `incipit tune` wrote. Without any: transfer.sources of the recipe.",
-        show_default=False,
-    ),
-]
 RecipeFile = Annotated[
     Path,
     typer.Option(metavar="RECIPE", help="The target: [task], [train], and [transfer] with the method."),
@@ -25,14 +17,9 @@ RecipeFile = Annotated[
 
 def transfer(
     recipe: RecipeFile,
-    artifacts: Sources = [],  # noqa: B006 (typer copies it)
+    artifacts: options.Sources = [],  # noqa: B006 (typer copies it)
     settings: options.Settings = [],  # noqa: B006
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Where all of it goes. Without it: runs/NAME.", show_default=False
-        ),
-    ] = None,
+    folder: Annotated[Path | None, options.folder("Where all of it goes. Without it: runs/NAME.")] = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     json: options.Json = None,
@@ -45,8 +32,7 @@ def transfer(
     attempt: every input gets a mixture of the sources (Asai et al. 2022). multitask: a shared prompt is distilled from
     the sources on their own tasks and tuned on this one (Wang et al. 2023). `predict` and `evaluate` take the result.
     """
-    if resume and overwrite:
-        raise typer.BadParameter("--resume goes on with a run and --overwrite replaces it; give one of them")
+    options.check_again(resume, overwrite)
     from incipit import run
     from incipit.recipe import Recipe
 

@@ -35,12 +35,7 @@ def tune(
         ),
     ] = None,
     folder: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Where artifacts, records and checkpoints go. Without it: runs/NAME.",
-            show_default=False,
-        ),
+        Path | None, options.folder("Where artifacts, records and checkpoints go. Without it: runs/NAME.")
     ] = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
@@ -53,8 +48,7 @@ def tune(
     Recipes that share a backbone and a schedule train together, one prompt for each seed. Every prompt is
     chosen on validation, scored once on test, and saved as an artifact.
     """
-    if resume and overwrite:
-        raise typer.BadParameter("--resume goes on with a run and --overwrite replaces it; give one of them")
+    options.check_again(resume, overwrite)
     from incipit.recipe import Recipe
     from incipit.recipe.sweeps import axes
 

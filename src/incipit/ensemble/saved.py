@@ -6,7 +6,6 @@ A place is relative to the ensemble's folder where both are local, so a library 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from incipit import artifact, files
+from incipit import artifact, cards, files
 from incipit.artifact import Artifact
 from incipit.backbones import Backbone
 from incipit.ensemble.ensemble import GATED, METHODS, Ensemble
@@ -23,29 +22,19 @@ from incipit.ensemble.sesom import Gate
 from incipit.ensemble.sources import prompts_for
 from incipit.errors import ArtifactError, PromptError, StorageError
 
-SCHEMA = 1
-CARD, TENSORS, README = "ensemble.json", "ensemble.safetensors", "README.md"
-_CARD = {"name": str, "method": str, "members": list, "backbone": dict, "task": dict}
+CARD, TENSORS = "ensemble.json", "ensemble.safetensors"
+KIND = cards.Kind(
+    "ensemble", "incipit ensemble", CARD, TENSORS, 1,
+    {"name": str, "method": str, "members": list, "backbone": dict, "task": dict},
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Saved:
+class Saved(cards.Kept):
     """An ensemble as read from disk: its card and its members, whose hashes were checked."""
 
-    place: str
-    card: Mapping[str, Any]
     members: tuple[Artifact, ...]
     gate: Gate | None = None
-
-    @property
-    def name(self) -> str:
-        """The ensemble's own name."""
-        return str(self.card["name"])
-
-    @property
-    def task(self) -> dict[str, Any]:
-        """Text form, as of an Artifact."""
-        return dict(self.card["task"])
 
     def ensemble(self, backbone: Backbone) -> Ensemble:
         """The ensemble on this backbone; ArtifactError when it is another one."""
@@ -111,41 +100,28 @@ def save(
     if files.is_remote(place):
         raise StorageError(f"{str(place)!r}: an ensemble is written to a local folder; copy it from there")
     if overwrite:
-        _check_replaceable(place)
-    card = {
-        "schema": SCHEMA,
-        "name": name,
-        "method": ensemble.method,
-        "weights": list(ensemble.weights),
-        "members": [
+        KIND.check_replaceable(place)
+    gate = ensemble.gate
+    tensors = dict(gate.state_dict()) if gate is not None else None
+    card = KIND.made(
+        name, members[0].card["backbone"], task, tensors, scores=scores, data=data,
+        method=ensemble.method,
+        weights=list(ensemble.weights),
+        members=[
             {"name": m.name, "place": _relative(m.place, place), "sha256": m.digest, "length": p.length}
             for m, p in zip(members, ensemble.prompts, strict=True)
         ],
-        "parameters": sum(int(m.card.get("parameters", 0)) for m in members)
-        + (sum(p.numel() for p in ensemble.gate.parameters()) if ensemble.gate is not None else 0),
-        "backbone": dict(members[0].card["backbone"]),
-        "task": dict(task),
-        "scores": dict(scores or {}),
-        "data": dict(data or {}),
+        parameters=sum(int(m.card.get("parameters", 0)) for m in members)
+        + (sum(p.numel() for p in gate.parameters()) if gate is not None else 0),
         **({"curve": dict(curve)} if curve else {}),
-        "versions": files.package_versions("incipit", "torch", "transformers"),
-    }
-    tensors = {}
-    if ensemble.gate is not None:
-        tensors = {n: t.detach().cpu().contiguous() for n, t in ensemble.gate.state_dict().items()}
-        card["gate"] = ensemble.gate.spec()
-        card["tensors"] = {n: files.sha256_tensor(t) for n, t in tensors.items()}
-    with files.atomic_folder(place, overwrite=overwrite) as folder:
-        files.atomic_write(folder / README, _page(card))
-        if tensors:
-            files.save_tensors(folder / TENSORS, tensors, {"format": "pt"})
-        files.write_json(folder / CARD, card)
-    return str(place)
+        **({"gate": gate.spec()} if gate is not None else {}),
+    )  # fmt: skip
+    return KIND.write(place, card, tensors, _page(card), overwrite=overwrite)
 
 
 def is_ensemble(place: files.PathLike) -> bool:
     """Whether a local folder holds an ensemble."""
-    return not files.is_remote(place) and CARD in (files.folder_files(place) or ())
+    return KIND.stands_at(place)
 
 
 def load(place: files.PathLike, library: files.PathLike = "") -> Saved:
@@ -153,10 +129,7 @@ def load(place: files.PathLike, library: files.PathLike = "") -> Saved:
 
     library: a folder whose artifacts take the place of members that are not where the card says, found by hash.
     """
-    if not is_ensemble(place):
-        raise ArtifactError(
-            f"{str(place)!r} is no ensemble: {CARD} not found there; give a folder that `incipit ensemble` wrote"
-        )
+    KIND.check_there(Path(place), str(place), CARD)
     card = parse_card(files.content(Path(place) / CARD), str(place))
     return assembled(place, card, lambda where, sha256: _found(where, sha256, library))
 
@@ -170,45 +143,43 @@ def assembled(
     return Saved(str(place), card, members, _gate(card, place))
 
 
+def far_members(place: files.PathLike) -> list[str]:
+    """Places of members that do not lie below the folder that holds the ensemble's: a library of it lacks them."""
+    home, found = Path(place).resolve().parent, []
+    for row in parse_card(files.content(Path(place) / CARD), str(place))["members"]:
+        where = _where(row["place"], place)
+        if files.is_remote(where) or home not in Path(where).resolve().parents:
+            found.append(where)
+    return found
+
+
+def _where(member: str, place: files.PathLike) -> str:
+    """The address of a member from what the card says of it."""
+    return member if files.is_remote(member) else os.path.normpath(os.path.join(str(place), member))
+
+
 def parse_card(data: bytes, place: str) -> dict[str, Any]:
     """An ensemble.json with its schema checked; ArtifactError for one of another version or with parts missing."""
-    try:
-        card = json.loads(data)
-    except (ValueError, RecursionError) as error:
+    card = KIND.parse(data, place)
+    wanted = ("name", "place", "sha256")
+    whole = all(
+        isinstance(m, dict) and all(isinstance(m.get(k), str) for k in wanted) for m in card["members"]
+    )
+    KIND.check_whole([] if whole else ["name, place and sha256 of a member"], place)
+    if card["method"] not in METHODS:
         raise ArtifactError(
-            f"{place!r}: {CARD} is not valid JSON: {error}; restore or rewrite the file"
-        ) from error
-    lacking = [
-        k for k, kind in _CARD.items() if not (isinstance(card, dict) and isinstance(card.get(k), kind))
-    ]
-    if not lacking:
-        lacking = [f"backbone.{k}" for k in ("name", "hidden", "fingerprint") if k not in card["backbone"]]
-        lacking += [f"task.{k}" for k in ("kind",) if k not in card["task"]]
-        rows, wanted = card["members"], ("name", "place", "sha256")
-        whole = all(isinstance(m, dict) and all(isinstance(m.get(k), str) for k in wanted) for m in rows)
-        lacking += [] if whole else ["name, place and sha256 of a member"]
-    if lacking:
-        raise ArtifactError(f"{place!r}: {CARD} lacks {', '.join(lacking)}: write the ensemble again")
-    if card.get("schema") != SCHEMA or card["method"] not in METHODS:
-        raise ArtifactError(
-            f"{place!r} was written by a newer incipit (schema {card.get('schema')}, method "
-            f"{card['method']!r}): upgrade with pip install -U incipit"
+            f"{place!r} was written by a newer incipit (method {card['method']!r}): upgrade incipit"
         )
-    return dict(card)
+    return card
 
 
 def _gate(card: Mapping[str, Any], place: files.PathLike) -> Gate | None:
     """The learned gate with its numbers; None for a method without one."""
     if card["method"] not in GATED:
         return None
-    tensors = files.load_tensors(Path(place) / TENSORS)[0] if files.exists(Path(place) / TENSORS) else {}
-    hashes = {n: files.sha256_tensor(t) for n, t in tensors.items()}
-    finite = all(bool(t.isfinite().all()) for t in tensors.values())
-    if "gate" not in card or hashes != card.get("tensors") or not finite:
-        raise ArtifactError(
-            f"{str(place)!r}: {TENSORS} does not hold the numbers that {CARD} names: the folder was damaged or "
-            "mixed up; copy it again from its source"
-        )
+    lacking = [key for key in ("gate", "tensors") if not isinstance(card.get(key), dict)]
+    KIND.check_whole(lacking, str(place))
+    tensors = KIND.numbers(Path(place), str(place), card["tensors"])
     try:
         with torch.device("meta"):  # a card may ask for any size; its numbers are there already
             gate = Gate.built(card["gate"])
@@ -224,9 +195,7 @@ def _member(
     row: Mapping[str, str], place: files.PathLike, find: Callable[[str, str], Artifact | None]
 ) -> Artifact:
     """The artifact that a row of the card names."""
-    where = row["place"]
-    if not files.is_remote(where):
-        where = os.path.normpath(os.path.join(str(place), where))
+    where = _where(row["place"], place)
     found = find(where, row["sha256"])
     if found is None:
         raise ArtifactError(
@@ -260,12 +229,6 @@ def _relative(member: str, place: files.PathLike) -> str:
     return Path(os.path.relpath(Path(member).resolve(), Path(place).resolve())).as_posix()
 
 
-def _check_replaceable(place: files.PathLike) -> None:
-    names = files.folder_files(place)
-    if files.exists(place) and names != [] and CARD not in (names or ()):
-        raise StorageError(f"{str(place)!r} exists and is no ensemble: choose another name or folder")
-
-
 def _page(card: Mapping[str, Any]) -> str:
     """README.md of the folder."""
     lines = [
@@ -276,8 +239,4 @@ def _page(card: Mapping[str, Any]) -> str:
         "",
         *(f"- `{m['name']}` at `{m['place']}`, {m['sha256'][:12]}" for m in card["members"]),
     ]
-    for split, values in card["scores"].items():
-        lines.append(f"- {split}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
-    return "\n".join(
-        [*lines, "", "Use it:", "", "```bash", 'incipit predict THIS_FOLDER --text "your text"', "```", ""]
-    )
+    return "\n".join([*lines, *cards.last_lines(card)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,8 @@ from incipit.prompts import Prompt, Reading
 from incipit.recipe import Recipe
 from incipit.run.adapters import adapt
 from incipit.run.mixture import Mixture, joined
-from incipit.run.parts import decode_options, prompt_choice, text_form
+from incipit.run.parts import decode_options, drawn, prompt_choice, text_form
 from incipit.tasks.example import Example
-from incipit.tasks.splits import subset
 from incipit.tasks.task import Task
 from incipit.train import ExampleStream, Outcome, PassStream, Stream, Trainee
 
@@ -153,9 +152,7 @@ def make_member(recipe: Recipe, seed: int, data: Data, given: Prompt | None = No
     else:
         rows = _stream(task, ready, seed)
     trainee = Trainee(name, module, rows, units, rate, train.match)
-    chosen: Sequence[Example] = task.validation
-    if train.eval_limit:
-        chosen = subset(list(chosen), train.eval_limit, seed=0)
+    chosen = drawn(task.validation, train.eval_limit)
     dev = Trial(prompt, chosen, task.metrics, decode_options(recipe)) if len(chosen) else None
     return Member(recipe, seed, name, task, prompt, trainee, dev, mixture)
 

@@ -15,9 +15,9 @@ from incipit.encode import encode
 from incipit.errors import DataError
 from incipit.evaluation import DecodeOptions, Trial
 from incipit.prompts import Prompt
+from incipit.run.parts import drawn
 from incipit.tasks.example import Example
 from incipit.tasks.metrics import METRICS
-from incipit.tasks.splits import subset
 from incipit.tasks.task import Task
 from incipit.train import ExampleStream
 from incipit.transfer.multitask import Mixed
@@ -73,9 +73,7 @@ class Mixture:
         for (name, task), prompt in zip(self.tasks.items(), self.prompts, strict=True):
             rows = self.examples(name, split)
             if rows:
-                found[name] = Trial(
-                    prompt, subset(rows, limit, seed=0) if limit else rows, task.metrics, options
-                )
+                found[name] = Trial(prompt, drawn(rows, limit), task.metrics, options)
         return found
 
 

@@ -18,6 +18,8 @@ from incipit.errors import DataError
 from incipit.evaluation import DecodeOptions
 from incipit.prompts import Isolated, Prompt
 from incipit.recipe import Recipe
+from incipit.tasks.example import Example
+from incipit.tasks.splits import subset
 from incipit.tasks.task import Task
 from incipit.train import FitSettings
 from incipit.train.gradients import Objective
@@ -136,3 +138,8 @@ def examples_of(task: Task, split: str) -> Sequence[Any]:
     if not len(rows):
         raise DataError(f"task {task.name!r} has no {split} split; it has {', '.join(task.splits) or 'none'}")
     return rows
+
+
+def drawn(examples: Sequence[Example], limit: int) -> Sequence[Example]:
+    """Validation examples that scores on the way read: all, or `limit` by lot, the same ones for every run and seed."""
+    return subset(examples, limit, seed=0) if limit else examples

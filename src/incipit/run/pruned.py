@@ -30,10 +30,9 @@ from incipit.pruning import Scores, fitting, score
 from incipit.recipe import PruneTable, Recipe
 from incipit.run.candidates import Candidates, Flags, PrunedRow, Ratios, clock, mask_within, size
 from incipit.run.members import Data, Member
-from incipit.run.parts import decode_options, load_backbone, text_form
+from incipit.run.parts import decode_options, drawn, load_backbone, text_form
 from incipit.run.rewind import Source, chosen, plain_seed, shorter
 from incipit.run.scoremap import draw
-from incipit.tasks.splits import subset
 from incipit.train.checkpoint import FILE as CHECKPOINT
 
 TABLE, FIGURE, RECORDS = "pruned.json", "scores.png", "record.jsonl"
@@ -183,9 +182,7 @@ class _Job:
             "removed only": self.source.masked(mask, True),
         }
         recipe, test = self.source.recipe, self.task.test
-        dev: Sequence[Any] = self.task.validation
-        if recipe.train.eval_limit:
-            dev = subset(list(dev), recipe.train.eval_limit, seed=0)
+        dev = drawn(self.task.validation, recipe.train.eval_limit)
         options, metrics = decode_options(recipe), self.task.metrics
         devs = [Trial(prompt, dev, metrics, options) for prompt in still.values()]
         trials = {m.name: m.test for m in members if m.test is not None}

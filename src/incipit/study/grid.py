@@ -288,8 +288,9 @@ class _Bench:
         return self._places[label]
 
     def _place(self, label: str) -> Path:
-        """Where a backbone of the study's own is, or will be."""
-        return self.folder / "backbones" / f"{label}-{files.sha256_json(self.study.origin(label))[:8]}"
+        """Where a backbone of the study's own is, or will be: one for all labels of the same recipe."""
+        recipe = Path(self.study.table["backbones"][label]["pretrain"])
+        return self.folder / "backbones" / f"{recipe.stem}-{files.sha256_json(self.study.origin(label))[:8]}"
 
     def _settings(self, recipe: str, start: str) -> PretrainSettings:
         path = self.study.folder / recipe
@@ -301,4 +302,5 @@ class _Bench:
             )
         for key in ("corpus", "validation"):
             table[key] = [str(Path(self.corpus) / Path(entry).name) for entry in table[key]]
-        return settings_of(PretrainSettings, table | ({"start": start} if start else {}), (), str(path))
+        way = "blocks" if "blocks" in table else "start"  # what it takes over of the one before
+        return settings_of(PretrainSettings, table | ({way: start} if start else {}), (), str(path))

@@ -250,9 +250,9 @@ class Study:
         table = self.table["backbones"][backbone]
         if "pretrain" not in table:
             return table.get("name", backbone)
-        own = files.sha256_json(
-            {k: v for k, v in files.read_toml(self.folder / table["pretrain"]).items() if k != "start"}
-        )
+        told = ("start", "blocks") if "after" in table else ()  # where that one is, on this machine
+        recipe = files.read_toml(self.folder / table["pretrain"])
+        own = files.sha256_json({k: v for k, v in recipe.items() if k not in told})
         return [own, self.origin(table["after"])] if "after" in table else [own]
 
 

@@ -5,7 +5,6 @@ The sources' rows are its own copy, so the folder needs no other; it can be move
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,45 +12,28 @@ from typing import Any
 
 from torch import Tensor
 
-from incipit import artifact, files
+from incipit import artifact, cards, files
 from incipit.backbones import Backbone
 from incipit.errors import ArtifactError, PromptError, StorageError
 from incipit.prompts import build
 from incipit.transfer.attempt import Attempt
 
-SCHEMA = 1
-CARD, TENSORS, README = "attempt.json", "attempt.safetensors", "README.md"
-_CARD = {
-    "name": str, "prompt": dict, "inner": int, "sources": list, "tensors": dict, "backbone": dict, "task": dict
-}  # fmt: skip
+CARD, TENSORS = "attempt.json", "attempt.safetensors"
+KIND = cards.Kind(
+    "ATTEMPT", "incipit transfer", CARD, TENSORS, 1,
+    {"name": str, "prompt": dict, "inner": int, "sources": list, "tensors": dict, "backbone": dict, "task": dict},
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class SavedAttempt:
+class SavedAttempt(cards.Kept):
     """As read from disk. card: like an artifact's, and the names and hashes of its sources."""
 
-    place: str
-    card: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
-
-    @property
-    def name(self) -> str:
-        """Its own name."""
-        return str(self.card["name"])
-
-    @property
-    def task(self) -> dict[str, Any]:
-        """Text form, as of an Artifact."""
-        return dict(self.card["task"])
 
     def attempt(self, backbone: Backbone) -> Attempt:
         """The mixture on this backbone. Raises ArtifactError when it was trained on another one."""
-        differs = artifact.differences(self.card["backbone"], backbone)
-        if differs:
-            raise ArtifactError(
-                f"ATTEMPT {self.name!r} was trained on {self.card['backbone']['name']!r}, this is {backbone.name!r}: "
-                f"{'; '.join(differs)}; load that backbone, or train it on this one"
-            )
+        artifact.check_backbone("ATTEMPT", self.card, backbone)
         try:
             target = build(self.card["prompt"], backbone.geometry, backbone.embed)
             made = Attempt(target, list(self.tensors["sources"]), int(self.card["inner"]))
@@ -83,84 +65,33 @@ def save(
     """
     if files.is_remote(place):
         raise StorageError(f"{str(place)!r}: an ATTEMPT is written to a local folder; copy it from there")
-    names = files.folder_files(place)
-    if overwrite and files.exists(place) and names != [] and CARD not in (names or ()):
-        raise StorageError(f"{str(place)!r} exists and is no ATTEMPT: choose another name or folder")
+    if overwrite:
+        KIND.check_replaceable(place)
     if len(sources) != len(attempt.sources):
         raise ArtifactError(f"{len(sources)} names of {len(attempt.sources)} sources: give each its own")
     baked = attempt.target.bake()
-    tensors = {
-        n: t.detach().cpu().contiguous()
-        for n, t in attempt.state_dict().items()
-        if not n.startswith("target.")
-    }
-    tensors |= {f"target.{n}": t.detach().cpu().contiguous() for n, t in baked.state_dict().items()}
-    bad = [n for n, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
-    if bad:
-        raise ArtifactError(
-            f"{name!r}: {bad[0]!r} holds NaN or infinite numbers: train again with a smaller lr"
-        )
-    card = {
-        "schema": SCHEMA,
-        "name": name,
-        "prompt": baked.spec(),
-        "inner": attempt.down.out_features,
-        "sources": [{"name": n, "sha256": digest} for n, digest in sources.items()],
-        "parameters": sum(p.numel() for p in attempt.parameters() if p.requires_grad),
-        "tensors": {n: files.sha256_tensor(t) for n, t in tensors.items()},
-        "backbone": {
-            "name": backbone.name,
-            "family": backbone.family,
-            "hidden": backbone.geometry.hidden,
-            "fingerprint": backbone.fingerprint,
-        },
-        "task": dict(task),
-        "recipe": dict(recipe or {}),
-        "scores": dict(scores or {}),
-        "data": dict(data or {}),
-        "versions": files.package_versions("incipit", "torch", "transformers"),
-    }
-    with files.atomic_folder(place, overwrite=overwrite) as folder:
-        files.save_tensors(folder / TENSORS, tensors, {"format": "pt"})
-        files.atomic_write(folder / README, _page(card))
-        files.write_json(folder / CARD, card)
-    return str(place)
+    tensors = {n: t for n, t in attempt.state_dict().items() if not n.startswith("target.")}
+    tensors |= {f"target.{n}": t for n, t in baked.state_dict().items()}
+    card = KIND.made(
+        name, artifact.backbone_table(backbone), task, tensors, scores=scores, data=data,
+        prompt=baked.spec(), recipe=dict(recipe or {}),
+        inner=attempt.down.out_features,
+        sources=[{"name": n, "sha256": digest} for n, digest in sources.items()],
+        parameters=sum(p.numel() for p in attempt.parameters() if p.requires_grad),
+    )  # fmt: skip
+    return KIND.write(place, card, tensors, _page(card), overwrite=overwrite)
 
 
 def is_attempt(place: files.PathLike) -> bool:
     """Whether a local folder holds one."""
-    return not files.is_remote(place) and CARD in (files.folder_files(place) or ())
+    return KIND.stands_at(place)
 
 
 def load(place: files.PathLike) -> SavedAttempt:
     """Read and check; ArtifactError says what is missing, damaged or not understood."""
-    if not is_attempt(place):
-        raise ArtifactError(
-            f"{str(place)!r} is no ATTEMPT: {CARD} not found there; give a folder that `incipit transfer` wrote"
-        )
-    try:
-        card = json.loads(files.content(Path(place) / CARD))
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{str(place)!r}: {CARD} is not valid JSON: {error}; restore the file") from error
-    lacking = [
-        k for k, kind in _CARD.items() if not (isinstance(card, dict) and isinstance(card.get(k), kind))
-    ]
-    if not lacking:
-        lacking = [f"backbone.{k}" for k in ("name", "hidden", "fingerprint") if k not in card["backbone"]]
-    if lacking:
-        raise ArtifactError(f"{str(place)!r}: {CARD} lacks {', '.join(lacking)}: restore it from its source")
-    if card.get("schema") != SCHEMA:
-        raise ArtifactError(
-            f"{str(place)!r} was written by a newer incipit (schema {card.get('schema')}): upgrade with "
-            "pip install -U incipit"
-        )
-    tensors = files.load_tensors(Path(place) / TENSORS)[0] if files.exists(Path(place) / TENSORS) else {}
-    if {n: files.sha256_tensor(t) for n, t in tensors.items()} != card["tensors"]:
-        raise ArtifactError(
-            f"{str(place)!r}: {TENSORS} does not hold the numbers that {CARD} names: the folder was damaged or "
-            "mixed up; copy it again from its source"
-        )
-    return SavedAttempt(str(place), card, tensors)
+    KIND.check_there(Path(place), str(place), CARD, TENSORS)
+    card = KIND.parse(files.content(Path(place) / CARD), str(place))
+    return SavedAttempt(str(place), card, KIND.numbers(Path(place), str(place), card["tensors"]))
 
 
 def _page(card: Mapping[str, Any]) -> str:
@@ -173,7 +104,4 @@ def _page(card: Mapping[str, Any]) -> str:
         "",
         *(f"- source `{one['name']}`, {one['sha256'][:12]}" for one in card["sources"]),
     ]
-    for split, values in card["scores"].items():
-        lines.append(f"- {split}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
-    use = ["", "Use it:", "", "```bash", 'incipit predict THIS_FOLDER --text "your text"', "```", ""]
-    return "\n".join([*lines, *use])
+    return "\n".join([*lines, *cards.last_lines(card)])
