@@ -7,6 +7,7 @@ import torch
 
 from incipit.backbones import load, tiny
 from incipit.backbones.load import wrap
+from incipit.batch import Encoded, collate
 from incipit.errors import BackboneError, RecipeError
 from incipit.recipe import Recipe
 from incipit.run import tune
@@ -83,3 +84,23 @@ def test_a_sentinel_stands_before_every_target() -> None:
             wrap(name, *tiny.build(name)).lead_with(token)
     backbone.lead_with("")
     assert backbone.encode("a b", "good") == plain
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_adapters_act_in_every_attention(method: str) -> None:
+    """Short targets are read by the bare weights of a cross-attention where it is plain; adapters come in later."""
+    backbone = wrap("t5", *tiny.build("t5"))
+    assert backbone.folds  # type: ignore[attr-defined]
+    adapt(backbone.model, method, 2, seed=0)
+    source = torch.Generator().manual_seed(0)
+    added = {name: p for name, p in backbone.model.named_parameters() if method in name}
+    with torch.no_grad():
+        for parameter in added.values():  # the B of LoRA starts at 0, the l of IA3 at 1
+            parameter.add_(0.5 * torch.randn(parameter.shape, generator=source))
+    row = Encoded((5, 6, 7), (8, 9))
+    nll = backbone.loss(collate([row]), None)[0].sum()
+    labels = torch.tensor([row.target_ids])
+    whole = 2 * backbone.model(input_ids=torch.tensor([row.input_ids]), labels=labels).loss
+    torch.testing.assert_close(nll, whole, rtol=1e-4, atol=1e-4)
+    nll.backward()
+    assert not [name for name, p in added.items() if p.grad is None]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from incipit.questions import ask
 from incipit.recipe import Recipe
 from incipit.run import Tuned, tune
 from incipit.run.members import Data, make_member
+from incipit.run.parts import passes
 from incipit.train import checkpoint
 
 REVIEWS = {"builtin": "reviews", "limit": 12}
@@ -393,3 +395,15 @@ def test_eval_limit_draws_by_lot(tmp_path: Path, models: dict[str, str]) -> None
     assert chosen != list(range(12)) and {whole[i].target for i in chosen} == {"bad", "good"}
     assert scored_on(12, 0) == scored_on(12, 1) == chosen
     assert scored_on(0, 0) == scored_on(99, 0) == list(range(40))
+
+
+def test_a_pass_on_a_gpu_leaves_room_for_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of all memory beside the weights would be more than there is wherever they fill half of it."""
+    backbone = wrap("llama", *tiny.build("llama"))
+    each, weights = backbone.slot_bytes(), 4 * backbone.parameters
+    memory = SimpleNamespace(total_memory=weights + 2000 * each)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    monkeypatch.setattr(backbone, "slot_bytes", lambda precision: each)
+    monkeypatch.setattr(type(backbone), "device", property(lambda self: torch.device("cuda")))
+    assert passes(backbone, [None], 0.0, "float32")["slots"] in (999, 1000)
+    assert passes(backbone, [None], 2000 * each / 2**30, "float32")["slots"] in (1999, 2000)

@@ -8,7 +8,7 @@ right-aligned: of P slots the live ones stand at the end, next to the text, so a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -124,7 +124,8 @@ class Injection:
             self._check("live", [("inputs", self.inputs.shape[:2])])
         if self.keys:
             self._check("key_live", [s for site in self.keys for s in self._site_shapes(site)])
-        if self.rows.numel() and (int(self.rows.min()) < 0 or int(self.rows.max()) >= self.count):
+        on_host = self.rows.device.type == "cpu"  # elsewhere the question would wait for all that runs there
+        if on_host and self.rows.numel() and (int(self.rows.min()) < 0 or int(self.rows.max()) >= self.count):
             raise PromptError(
                 f"rows must lie in 0..{self.count - 1} (K = {self.count}), "
                 f"got {int(self.rows.min())}..{int(self.rows.max())}"
@@ -174,7 +175,8 @@ class Injection:
 
     def to(self, device: torch.device | str) -> Injection:
         """The same injection on another device; differentiable."""
-        if self.rows.device == torch.device(device):
+        target = torch.device(device)
+        if all(t.device == target for t in self._tensors()):
             return self
 
         def moved(sites: Mapping[str, tuple[Tensor, ...]]) -> dict[str, tuple[Tensor, ...]]:
@@ -184,6 +186,14 @@ class Injection:
         given = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
         there: dict[str, Any] = {n: t.to(device) for n, t in given.items()}
         return replace(self, keys=moved(self.keys), values=moved(self.values), **there)
+
+    def _tensors(self) -> Iterator[Tensor]:
+        """All of its numbers."""
+        yield self.rows
+        yield from (t for t in (self.inputs, self.live, self.key_live) if t is not None)
+        yield from (t for sites in (self.keys, self.values) for layers in sites.values() for t in layers)
+        if self.readout is not None:
+            yield from (self.readout.vectors, self.readout.bias, self.readout.live)
 
     def with_rows(self, rows: Tensor) -> Injection:
         """The same prompts, read by other rows [B]."""

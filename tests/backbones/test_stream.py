@@ -5,13 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from incipit.backbones import stream, tiny, twoparts, wrap
-from incipit.batch import Encoded, collate
+from incipit.batch import Batch, Encoded, collate
 from incipit.injection import Injection
+from incipit.prompts import InputPrompt
+from incipit.run.parts import objective
+from incipit.train.gradients import Parts, accumulate
 
 DEPTH, HEADS = 3, 2  # size and number of key/value heads
 
@@ -236,3 +240,42 @@ def test_model_tuning_in_autocast(name: str) -> None:
     found = [p.grad for p in backbone.model.parameters() if p.grad is not None]
     assert found and all(bool(g.isfinite().all()) for g in found)
     torch.testing.assert_close(loss, losses(backbone).sum(), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("name", tiny.names("causal"))
+def test_rows_without_a_label(name: str) -> None:
+    """A conversation in which nobody answers, or raw text of one token: no loss, and no share in the gradient."""
+    backbone: Any = wrap(name, *tiny.build(name))
+    prompt = InputPrompt(backbone.geometry, 3, torch.randn(3, backbone.geometry.hidden))
+    silent = [Encoded((5, 6)), Encoded((5, 6), (7, 8), (False, False))]
+    batch = collate(silent, pad_id=backbone.pad_id)
+    nll, count = backbone.loss(batch, prompt.injection().with_rows(batch.rows))
+    assert nll.tolist() == [0, 0] and count.tolist() == [0, 0]
+    rows = [(0, row) for row in [*silent, Encoded((9, 4, 3), (6, 2))]]
+
+    def step(parts: Parts) -> tuple[Any, Tensor]:
+        prompt.zero_grad()
+        sums = accumulate(
+            rows, 1, objective(backbone, [prompt]), collate, Accelerator(), torch.device("cpu"),
+            parts=parts, precision="float32", asked=False,
+        )  # fmt: skip
+        return (sums.nll, sums.count, sums.tokens), prompt.soft.grad.clone()
+
+    together, apart = step(Parts(rows=3)), step(Parts(rows=1))
+    assert together[0][1:] == apart[0][1:] == ([2.0], 11)
+    assert apart[0][0] == pytest.approx(together[0][0], rel=1e-5)
+    torch.testing.assert_close(apart[1], together[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_that_reaches_no_prompt_is_an_error() -> None:
+    """Otherwise nothing would be learned, and nothing would say so."""
+    rows = [(0, Encoded((5,), (6,)))]
+
+    def frozen(batch: Batch) -> tuple[Tensor, Tensor]:
+        return torch.ones(1), torch.ones(1, dtype=torch.int64)
+
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        accumulate(
+            rows, 1, frozen, collate, Accelerator(), torch.device("cpu"),
+            parts=Parts(), precision="float32", asked=False,
+        )  # fmt: skip

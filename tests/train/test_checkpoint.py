@@ -182,3 +182,13 @@ def test_what_a_killed_writer_left_is_removed(toy: ModuleType, tmp_path: Path) -
     files.atomic_write(tmp_path / ".mood.abc.part" / "card.json", b"{")
     toy.train(tmp_path, toy.trainees(), toy.settings(steps=3), resume=True)
     assert [f.name for f in tmp_path.iterdir() if f.name.startswith(".")] == []
+
+
+def test_a_run_goes_on_where_there_are_fewer_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    restored: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: restored.append(device))
+    state = torch.get_rng_state()
+    checkpoint.restore_rng({"cpu": state, "cuda0": state, "cuda1": state})
+    assert restored == [0]

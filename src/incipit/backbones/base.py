@@ -110,7 +110,7 @@ class Backbone(Words, ABC):
             self.family,
             int(sample.shape[-1]),
             int(weight.shape[0]),
-            max(float(sample.double().pow(2).mean().sqrt()), 1e-6),
+            max(float(sample.cpu().double().pow(2).mean().sqrt()), 1e-6),
             self._positions(self.config.get_text_config()),
             why_joint=WHY_JOINT.get(self.family, ""),
         )
@@ -181,7 +181,7 @@ class Backbone(Words, ABC):
         batch = batch.to(self.device)
         if injection is None:
             return batch, None
-        injection = injection.to(self.device).with_rows(batch.rows)
+        injection = injection.with_rows(batch.rows.cpu()).to(self.device)  # the rows are checked on the host
         self._check_fit(injection)
         return batch, injection
 
@@ -329,7 +329,7 @@ def token_nll(logits: Tensor, labels: Tensor, index: Tensor, batch: int) -> tupl
 def near(a: Tensor, b: Tensor, tolerance: float) -> bool:
     """|a - b| <= tolerance · max(1, |a|), everywhere; 16-bit numbers are allowed 500 times as much."""
     loose = 500.0 if a.dtype in (torch.bfloat16, torch.float16) else 1.0
-    a, b = a.double(), b.double()
+    a, b = a.cpu().double(), b.cpu().double()  # not every device has float64
     return bool((a - b).abs().max() <= loose * tolerance * max(1.0, float(a.abs().max())))
 
 

@@ -52,6 +52,16 @@ class CausalBackbone(PackedBackbone):
         self._check_shortcuts()
         self._find_streams()
 
+    def _positions(self, text: Any) -> int:
+        most, steady = super()._positions(text), internals.steady_positions(text)
+        if not steady or 0 < most <= steady:
+            return most
+        self.notes.append(
+            f"rows of {self.name!r} are kept within {steady} positions: beyond, it turns every position of a pass by "
+            "other frequencies (longrope), and a cached prompt would no longer fit"
+        )
+        return steady
+
     # -- forward -------------------------------------------------------------------------------------------
 
     def _states(self, embeds: Tensor, keys: Injection | None, model: Any) -> Any:

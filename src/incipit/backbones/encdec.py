@@ -133,7 +133,7 @@ class EncoderDecoderBackbone(SiteBackbone):
                 "encoder_hidden_states": hidden,
                 "encoder_attention_mask": mask.long(),
             }
-            if self.folds and target_ids.shape[1] < self.geometry.sites["cross"][0].head_dim:
+            if self._folding(target_ids.shape[1]):
                 with attend.folding(self.modules["cross"]):
                     cache = internals.states_as_keys(hidden, len(self.modules["cross"]))
                     out = self.decoder(input_ids=shifted, past_key_values=cache, **given)
@@ -145,6 +145,11 @@ class EncoderDecoderBackbone(SiteBackbone):
         )
         logits: Tensor = out.logits
         return logits[keep]
+
+    def _folding(self, length: int) -> bool:
+        """Whether targets of `length` tokens are few enough, and no adapter has come into the products since."""
+        few = self.folds and length < self.geometry.sites["cross"][0].head_dim
+        return few and internals.unprojected(self.modules["cross"])
 
     def loss(self, batch: Batch, injection: Injection | None) -> tuple[Tensor, Tensor]:
         if not batch.target_ids.shape[1]:
@@ -168,11 +173,14 @@ class EncoderDecoderBackbone(SiteBackbone):
 
     def choices(self, batch: Batch, injection: Injection | None, ends: Candidates) -> list[list[float]]:
         """log p(candidate | input): prompt and input are encoded once for all candidates of a row."""
+        which = torch.tensor(
+            [i for i, row in enumerate(ends) for _ in row], dtype=torch.int64, device=self.device
+        )
+        ids, live = (t.to(self.device) for t in pad([c for row in ends for c in row], self.pad_id))
         if all(len(c) == 1 for row in ends for c in row):
             logs = self.next_token(batch, injection)  # [B, V]
-            return [[float(logs[i, c[0]]) for c in row] for i, row in enumerate(ends)]
-        which = torch.tensor([i for i, row in enumerate(ends) for _ in row], device=self.device)
-        ids, live = (t.to(self.device) for t in pad([c for row in ends for c in row], self.pad_id))
+            first = iter(logs[which, ids.flatten()].tolist())
+            return [[next(first) for _ in row] for row in ends]
         found: list[float] = []
         with torch.no_grad():
             batch, injection = self._ready(batch, injection)

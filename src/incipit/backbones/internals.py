@@ -39,6 +39,23 @@ def slides(config: Any) -> bool:
     return bool(getattr(text, "sliding_window", None)) or any("sliding" in k or "chunked" in k for k in kinds)
 
 
+def steady_positions(text: Any) -> int:
+    """How many positions turn alike whatever else a pass holds; 0 for no bound.
+
+    5.23: with the rope_type "longrope" (Phi 3) one position beyond `original_max_position_embeddings` turns all rows of
+    the pass by other frequencies, and those before it were cached under the first. "dynamic" changes only beyond
+    `max_position_embeddings`.
+    """
+    ropes = getattr(text, "rope_parameters", None) or {}
+    each = [
+        r for r in (ropes, *ropes.values()) if isinstance(r, Mapping) and r.get("rope_type") == "longrope"
+    ]
+    bounds = [
+        r.get("original_max_position_embeddings") or text.original_max_position_embeddings for r in each
+    ]
+    return min(map(int, bounds), default=0)
+
+
 def per_layer_embeddings(config: Any) -> bool:
     """Whether layers look ids up for themselves; virtual tokens have none. 5.23: Gemma 3n and 4."""
     return bool(getattr(config.get_text_config(), "hidden_size_per_layer_input", 0))

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from incipit.backbones import attend, caches, internals, stream, twoparts
@@ -48,6 +49,8 @@ class PackedBackbone(Backbone):
 
     def _streamed(self, embeds: Tensor, keys: Injection | None, index: Tensor, step: Tensor) -> Tensor:
         """States [M, H] at slots `step` of right-padded rows `index`; each row is read as far as its last such slot."""
+        if not len(index):  # no row has a label
+            return embeds.flatten(0, 1)[:0]
         ends = torch.zeros(embeds.shape[0], dtype=torch.int64, device=embeds.device)
         lengths = ends.scatter_reduce(0, index, step + 1, "amax")
         return self._run(embeds, keys, lengths, (index, step))
@@ -128,35 +131,34 @@ class PackedBackbone(Backbone):
 
         A row is its text and, behind it, every candidate without its last token, each seeing the text and itself.
         """
-        tails = [[i for c in row for i in c[:-1]] for row in ends]
-        sizes = mask.sum(dim=1)
-        width = max(map(len, tails), default=0)
-        embeds = torch.cat([trunk, trunk.new_zeros(len(trunk), width, trunk.shape[2])], dim=1)
-        depth = torch.arange(embeds.shape[1], device=mask.device).repeat(len(trunk), 1)
-        branch = torch.zeros_like(depth)
+        sizes: list[int] = mask.sum(dim=1).tolist()
         index, step, asked = [], [], []  # predicting slots; (row, candidate, slot of these, token)
+        tail: list[tuple[int, ...]] = []  # (row, slot, depth, branch, token)
         for row, candidates in enumerate(ends):
-            size = at = int(sizes[row])
+            size = at = sizes[row]
+            first = len(index)
             index.append(row)
             step.append(size - 1)
-            first = len(index) - 1
             for number, ids in enumerate(candidates):
                 asked.append((row, number, first, ids[0]))
                 for inner, token in enumerate(ids[1:]):
-                    depth[row, at], branch[row, at] = size + inner, number + 1
+                    tail.append((row, at, size + inner, number + 1, ids[inner]))
                     asked.append((row, number, len(index), token))
                     index.append(row)
                     step.append(at)
                     at += 1
-        tail = [
-            (row, int(sizes[row]) + i, token) for row, ids in enumerate(tails) for i, token in enumerate(ids)
-        ]
+            sizes[row] = at
+        width = max(sizes, default=0)
+        embeds = F.pad(trunk, (0, 0, 0, max(0, width - trunk.shape[1])))
+        depth = torch.arange(embeds.shape[1]).repeat(len(trunk), 1)
+        branch = torch.zeros_like(depth)
         if tail:
-            rows, slots, tokens = (torch.tensor(part, device=mask.device) for part in zip(*tail, strict=True))
-            embeds[rows, slots] = self.embed(tokens)
-        lengths = sizes + torch.tensor([len(t) for t in tails], device=mask.device)
+            rows, slots, deep, numbers, tokens = torch.tensor(tail).T
+            depth[rows, slots], branch[rows, slots] = deep, numbers
+            embeds[rows.to(mask.device), slots.to(mask.device)] = self.embed(tokens)
         where = torch.tensor(index, device=mask.device), torch.tensor(step, device=mask.device)
-        return self._summed(self._run(embeds, keys, lengths, where, (depth, branch)), asked, ends)
+        tree = depth.to(mask.device), branch.to(mask.device)
+        return self._summed(self._run(embeds, keys, torch.tensor(sizes), where, tree), asked, ends)
 
     def _summed(
         self, states: Tensor, asked: Sequence[tuple[int, int, int, int]], ends: Candidates
@@ -168,7 +170,7 @@ class PackedBackbone(Backbone):
         for start in range(0, len(states), step):
             logs = widened(self.head(states[start : start + step])).log_softmax(dim=-1)
             here = ((slot >= start) & (slot < start + step)).nonzero()[:, 0]
-            found[here.cpu()] = logs[slot[here] - start, token[here]].double().cpu()
+            found[here.cpu()] = logs[slot[here] - start, token[here]].cpu().double()
         sums = [[0.0] * len(row) for row in ends]
         for (row, number, _, _), log in zip(asked, found.tolist(), strict=True):
             sums[row][number] += log

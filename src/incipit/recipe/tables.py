@@ -120,7 +120,7 @@ class TrainTable(Table):
     """Rows of one forward pass; the result does not change. 0: as many as `memory` holds."""
     memory: Annotated[float, Field(ge=0)] = 0.0
     """Gigabytes that a forward pass may keep for the backward pass: the rows of a step are cut to fit.
-    0: 4 on a CPU, half of an accelerator's own."""
+    0: 4 on a CPU, half of what the weights leave of a GPU."""
     checkpointing: bool = False
     """Keep each layer's input only, compute the rest again in the backward pass (causal backbones)."""
     save_every: Whole = 0

@@ -57,13 +57,15 @@ def passes(
 ) -> dict[str, Any]:
     """How a step's rows are cut for memory and padding: `slots`, `more` and `waste` of FitSettings.
 
-    gigabytes 0: what is usual for the device; on a CPU no more than keeps its cores busy. It depends on the machine's
-    kind, not on what is free there, so that a resumed run cuts its rows alike.
+    gigabytes 0: what is usual for the device: half of what the weights leave of a GPU, on a CPU no more than keeps its
+    cores busy. It depends on the machine's kind, not on what is free there, so that a resumed run cuts its rows alike.
     """
     usual = not gigabytes
     if usual:
-        cuda = backbone.device.type == "cuda"
-        whole = torch.cuda.get_device_properties(backbone.device).total_memory if cuda else 8 * 2**30
+        whole = 8 * 2**30
+        if backbone.device.type == "cuda":
+            held = sum(p.numel() * p.element_size() for p in backbone.model.parameters())
+            whole = max(0, torch.cuda.get_device_properties(backbone.device).total_memory - held)
         gigabytes = whole / 2 / 2**30
     apart = all(isinstance(p, Isolated) for p in prompts)
     shared = apart or (isinstance(backbone, CausalBackbone) and backbone.shares)

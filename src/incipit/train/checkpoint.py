@@ -100,6 +100,6 @@ def restore_rng(tensors: Mapping[str, Tensor]) -> None:
     """Continue the generators from `rng_tensors()`."""
     if "cpu" in tensors:
         torch.set_rng_state(tensors["cpu"])
-    for name, state in tensors.items():
-        if name.startswith("cuda") and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda")))
+    for i in range(torch.cuda.device_count()):  # a run may go on where there are fewer, or none
+        if f"cuda{i}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"cuda{i}"], i)

@@ -103,16 +103,20 @@ def accumulate(
     totals[-1, 0] = float(asked)
     bad: dict[int, list[str]] = {}
     for part in parts.cut(share):
-        batch = collate([e for _, e in part], [k for k, _ in part]).to(device)
+        batch = collate([e for _, e in part], [k for k, _ in part])
+        totals[-1, 1] += int(batch.input_mask.sum() + batch.target_mask.sum())
+        batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             nll, count = objective(batch)
-        nll.sum().backward()
-        pairs = torch.stack([nll.detach().double().cpu(), count.double().cpu()], dim=1)  # [B, 2]
+        if nll.requires_grad or bool(count.any()):  # rows without a label ask for nothing
+            nll.sum().backward()
+        pairs = torch.stack([nll.detach().cpu().double(), count.cpu().double()], dim=1)  # [B, 2]
         totals.index_add_(0, torch.tensor([k for k, _ in part]), pairs)
-        totals[-1, 1] += int(batch.input_mask.sum() + batch.target_mask.sum())
         for i in (~pairs[:, 0].isfinite()).nonzero().flatten().tolist():
             bad.setdefault(part[i][0], []).append(part[i][1].source or "of unknown source")
-    sums: list[list[float]] = accelerator.reduce(totals.to(device), "sum").tolist()
+    if accelerator.num_processes > 1:
+        totals = accelerator.reduce(totals.to(device), "sum")
+    sums: list[list[float]] = totals.tolist()
     *each, (stops, tokens) = sums
     return Sums([nll for nll, _ in each], [count for _, count in each], int(tokens), stops > 0, bad)
 
