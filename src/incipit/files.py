@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
@@ -285,11 +285,16 @@ def copy_folder(folder: PathLike, target: PathLike) -> None:
             shutil.copyfile(Path(folder) / name, part / name)
 
 
-def remove_folder(path: PathLike) -> None:
-    """Remove a folder and all that is in it; nothing happens when there is none."""
-    with storage(path, "removing"):
-        if Path(path).exists():
-            shutil.rmtree(path)
+def remove_files(folder: PathLike, names: Iterable[str], top: PathLike) -> None:
+    """Remove these files of a folder; then it and the folders above it, below `top`, that nothing else is in."""
+    with storage(folder, "removing"):
+        for name in names:
+            (Path(folder) / name).unlink(missing_ok=True)
+        for place in (Path(folder), *Path(folder).parents):
+            if place == Path(top) or (place.exists() and any(place.iterdir())):
+                return
+            if place.exists():
+                place.rmdir()
 
 
 def remove_parts(folder: PathLike) -> None:
@@ -345,12 +350,19 @@ def push_folder(local: Path, place: PathLike, *, overwrite: bool = False) -> Non
 def list_folders(place: PathLike, marker: str) -> list[str]:
     """Addresses of all folders at or below `place` that hold a file named `marker`, sorted."""
     if not is_remote(place):
-        return sorted(str(p.parent) for p in Path(place).rglob(marker) if ".part" not in str(p))
+        marked = Path(place).rglob(marker)
+        whole = (p for p in marked if not any(map(_unfinished, p.relative_to(place).parts)))
+        return sorted(str(p.parent) for p in whole)
     import fsspec
 
     system, root = fsspec.core.url_to_fs(os.fspath(place))
     found = [f for f in system.find(root) if f.rsplit("/", 1)[-1] == marker]
     return sorted(system.unstrip_protocol(f.rsplit("/", 1)[0]) for f in found)
+
+
+def _unfinished(name: str) -> bool:
+    """Whether a folder is one that `atomic_folder` was writing, or has put aside."""
+    return name.startswith(".") and name.endswith((".part", ".old"))
 
 
 def folder_files(path: PathLike) -> list[str] | None:

@@ -113,6 +113,27 @@ def test_an_engine_that_dies_tells_everybody_and_comes_back() -> None:
         assert run.engine.state().restarts == 1
 
 
+def test_an_engine_whose_making_panics_tries_again() -> None:
+    class Panic(BaseException):
+        """What a library in Rust raises."""
+
+    made: list[int] = []
+
+    def make() -> Simulated:
+        made.append(1)
+        if len(made) == 1:
+            raise Panic
+        return Simulated(Clock())
+
+    engine = Engine(backbone("llama"), make=make, stuck_after=LONG)
+    engine.start()
+    try:
+        until(lambda: engine.ready)
+        assert len(made) == 2 and engine.submit(Ask((1,), None, Sampling(2))).wait(LONG).reason == "length"
+    finally:
+        engine.stop()
+
+
 def test_a_step_that_hangs_is_given_up() -> None:
     with Running(stuck_after=1.0) as run:
         gate, hangs = threading.Event(), threading.Event()

@@ -18,6 +18,7 @@ from incipit.backbones import (
     GenerateOptions,
     internals,
     tiny,
+    wrap,
 )
 from incipit.batch import Encoded, collate
 from incipit.injection import Injection
@@ -143,6 +144,18 @@ def test_draws_are_those_of_generate_whatever_the_neighbours(name: str) -> None:
     assert again.tokens == tickets[1].tokens
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-40, 1e-300])
+def test_a_temperature_of_next_to_nothing_is_greedy(temperature: float) -> None:
+    """Logits divided by it are infinite, or by what is 0 in float32."""
+    b, known = backbone("llama"), versions("llama")
+    made, _ = engine(b)
+    ways = [Sampling(8, temperature, top_p=p, top_k=k, seed=1) for p, k in ((1.0, 0), (0.9, 0), (1.0, 5))]
+    tickets = [made.submit(Ask(ids_of(b, 4, 0), known[1], way)) for way in ways]
+    run(made)
+    for ticket in tickets:
+        assert list(ticket.tokens) == alone(b, ticket.ask.ids, known[1], GenerateOptions(8))
+
+
 def test_without_a_seed_each_answer_is_drawn_anew() -> None:
     b = backbone("llama")
     made, _ = engine(b)
@@ -216,6 +229,29 @@ def test_a_row_of_nan_ends_alone_and_leaves_a_clean_slot(name: str) -> None:
         assert list(ticket.tokens) == alone(b, ticket.ask.ids, version, GenerateOptions(6))
 
 
+def test_a_row_astray_that_leaves_before_it_wrote_leaves_a_clean_slot() -> None:
+    """Its input is read in parts: NaN stands in its slot before any logits tell so."""
+    b, known = backbone("llama"), versions("llama")
+    made, executor = engine(b, chunk=3, rows=2)
+    plain, astray = executor.prefixes._computed, Version("astray", soft(b, 3, 1))
+    executor.prefixes._computed = lambda v: plain(v) if v is not astray else _poisoned(b, plain(known[2]))
+    going_on = Sampling(12, ignore_end=True)
+    long = made.submit(Ask(ids_of(b, 5, 1), known[1], going_on, task="a"))
+    for _ in range(2):
+        made.turn()
+    bad = made.submit(Ask(ids_of(b, 9, 9), astray, going_on, task="b"))
+    made.turn()
+    assert made.jobs[bad].row.read == 3 and not bad.tokens
+    bad.cancel()
+    short = made.submit(Ask(ids_of(b, 1, 2), known[2], going_on, task="c"))  # it gets the same slot
+    run(made)
+    assert bad.wait(0).reason == "cancelled"
+    for ticket, version in ((long, known[1]), (short, known[2])):
+        assert ticket.wait(0).reason == "length", ticket.wait(0).error
+        wanted = alone(b, ticket.ask.ids, version, GenerateOptions(12))  # up to the end token
+        assert list(ticket.tokens)[: len(wanted)] == wanted
+
+
 def _poisoned(b: Backbone, injection: Injection) -> Injection:
     if injection.keys:
         keys = tuple(torch.full_like(k, torch.nan) for k in injection.keys["decoder"])
@@ -233,6 +269,41 @@ def test_a_prompt_that_overflows_the_model_is_refused_with_a_reason() -> None:
     run(made)
     assert ticket.wait(0).reason == "error" and "not finite" in ticket.wait(0).error
     assert len(executor._free) == executor.slots and executor.prefixes.use().prompts == 0
+
+
+def test_a_prompt_that_cannot_be_computed_ends_its_own_requests_alone() -> None:
+    class Huge(Version):
+        """There is no memory for it."""
+
+        def prompt(self, backbone: Backbone) -> Any:
+            raise MemoryError
+
+    b, known = backbone("llama"), versions("llama")
+    made, executor = engine(b)
+    huge = Huge("huge", soft(b, 3, 1))
+    tickets = [made.submit(Ask(ids_of(b, 5, 0), huge, do)) for do in (Sampling(3), Choose(((5,), (6,))))]
+    good = made.submit(Ask(ids_of(b, 5, 0), known[2], Sampling(3)))
+    run(made)
+    for ticket in tickets:
+        assert ticket.wait(0).reason == "error"
+        assert "prompt 'huge' cannot be computed on backbone 'llama' (MemoryError)" in ticket.wait(0).error
+    assert list(good.tokens) == alone(b, good.ask.ids, known[2], GenerateOptions(3))
+    assert len(executor._free) == executor.slots
+
+
+def test_a_prompt_that_the_model_cannot_share_takes_positions_of_its_slot() -> None:
+    b = wrap("llama", *tiny.build("llama"))
+    assert isinstance(b, CausalBackbone)
+    b.shares = False
+    made, executor = engine(b, rows=2, room=12)
+    version, ids = Version("w", soft(b, 5, 1)), ids_of(b, 3, 0)
+    assert executor.fits(Ask(ids, version, Sampling(5))) == (
+        "input and answer make 13 positions, a slot here has 12: shorten one of them"
+    )
+    tickets = [made.submit(Ask(ids, version, Sampling(4), task=task)) for task in "ab"]
+    run(made)
+    for ticket in tickets:
+        assert list(ticket.tokens) == alone(b, ids, version, GenerateOptions(4))
 
 
 def test_a_prompt_is_computed_once_and_dropped_only_when_nobody_reads_it() -> None:

@@ -110,6 +110,13 @@ def _tensors(folder: Path, **tensors: torch.Tensor) -> None:
     _card(folder, tensors={n: files.sha256_tensor(t) for n, t in tensors.items()})
 
 
+def _nested(folder: Path) -> None:
+    """A card whose prompt wraps 600 others: JSON yet, and more than is worth a look."""
+    text = json.dumps(files.read_json(folder / CARD) | {"prompt": 0})
+    deep = '{"inner": ' * 600 + "{}" + "}" * 600
+    files.atomic_write(folder / CARD, text.replace('"prompt": 0', f'"prompt": {deep}'))
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda f: files.truncate(f / TENSORS, 100), "truncated or not a safetensors"),
     "nan": (lambda f: _tensors(f, soft=torch.full((3, 32), torch.nan)), "NaN or infinite"),
@@ -123,6 +130,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "half a card": (lambda f: files.truncate(f / CARD, 100), "is not valid JSON"),
     "deep card": (lambda f: files.atomic_write(f / CARD, "[" * 100_000), "is not valid JSON"),
     "a list": (lambda f: files.atomic_write(f / CARD, "[]"), "names no schema"),
+    "deep prompt": (_nested, "describes nothing that can be served \\(RecursionError"),
     "other tensors": (lambda f: _tensors(f, soft=torch.zeros(5, 32)), "do not fit the card"),
     "other names": (lambda f: _tensors(f, hard=torch.zeros(3, 32)), "do not fit the card"),
     "changed tensors": (
@@ -155,6 +163,8 @@ def test_a_bad_artifact_is_refused_with_the_reason_and_harms_nobody(library: Pat
     for _ in range(2):
         with pytest.raises(ArtifactError, match=said):
             store.pin("bad")
+    with pytest.raises(ArtifactError, match=said):
+        store.card("bad")
     (bad,) = (e for e in store.listing() if e.name == "bad")
     assert said.split()[0] in bad.refused
     with pytest.raises(ArtifactError):

@@ -110,7 +110,7 @@ def serve(
         chosen = Options(
             name=name, keys=known, admin=admins, timeout=timeout, by_prompt=by_prompt,
             limits=gate.Limits(max_body=int(max_body * 2**20), rate=Limit(rate)),
-            hidden=(str(Path(library).absolute()), str(library)),
+            hidden=tuple({str(Path(library).absolute()), str(Path(library)), library} - {"."}),
         )  # fmt: skip
         model = load(backbone, dtype=dtype, device=device)
         if model.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
@@ -149,8 +149,13 @@ def _threads(cores: int, work: float) -> int:
 
 def _keys(path: Path | None, variable: str) -> Keys:
     """From a file, else the one key of an environment variable."""
+    from incipit.errors import DataError
     from incipit.serve.http.keys import Keys
 
     if path is not None:
         return Keys.read(path)
-    return Keys.of([os.environ[variable]] if os.environ.get(variable) else [], variable)
+    given = os.environ.get(variable, "")
+    found = Keys.of([given], variable)
+    if given and not found:
+        raise DataError(f"{variable} holds no key: set it to one, or unset it")
+    return found

@@ -45,7 +45,8 @@ Reason: TypeAlias = Literal["stop", "length", "cancelled", "deadline", "overload
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to write. temperature 0 is greedy; otherwise top_k (0: all) and top_p (1: all) cut, as in decoding.py.
+    """How to write. temperature 0 is greedy, and so is all below 1e-5; otherwise top_k (0: all) and top_p (1: all) cut,
+    as in decoding.py.
 
     seed: equal asks with equal seeds get equal answers, whatever the neighbours; None draws one. stop: texts that end
     the answer and are no part of it. stop_ids: tokens that do, besides the model's own end tokens, which count unless
@@ -118,6 +119,14 @@ class Ask:
         """Rows that it is in the batch: one for each member of an ensemble."""
         panel = self.version.panel if self.version is not None else None
         return len(panel.members) if panel is not None else 1
+
+    @property
+    def soft(self) -> int:
+        """Positions of the prompt; of an ensemble, of all its members."""
+        if self.version is None:
+            return 0
+        panel = self.version.panel
+        return sum(m.length for m in panel.members) if panel is not None else self.version.length
 
     def __post_init__(self) -> None:
         _check(("timeout", self.timeout, "above 0", self.timeout is None or self.timeout > 0))

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from incipit.backbones import CausalBackbone, alone, attend, slots
+from incipit.backbones.memory import Shelf, Slots
 from incipit.errors import IncipitError
 from incipit.injection import Injection
-from incipit.serve.asks import Ask, Choose, Sampling
+from incipit.serve.asks import Ask, Sampling
 from incipit.serve.executor import CacheUse, Row, Scored, Took
 from incipit.serve.prefixes import MAX_BYTES, Prefixes
 from incipit.serve.sampling import Held, next_tokens
@@ -48,29 +49,36 @@ class CausalExecutor:
         if batched:
             shapes = backbone.geometry.sites.get("decoder") or alone.shapes(backbone)
             self._own = {id(module): layer for layer, module in enumerate(backbone.attentions)}
-            self._shelf = slots.Shelf(shapes, backbone.dtype, backbone.device)
-            self._slots = slots.Slots(shapes, rows, self.room, backbone.dtype, backbone.device)
+            self._shelf = Shelf(shapes, backbone.dtype, backbone.device)
+            self._slots = Slots(shapes, rows, self.room, backbone.dtype, backbone.device)
 
     # -- what fits -------------------------------------------------------------------------------------------------
 
     def fits(self, ask: Ask) -> str:
         prompt = ask.version.length if ask.version is not None else 0
-        own, most = self.cost(ask), self.backbone.geometry.max_length
-        if isinstance(ask.do, Choose):
+        most, own = self.backbone.geometry.max_length, len(ask.ids)
+        if isinstance(ask.do, Sampling):
+            own += ask.do.max_new_tokens
+        else:
             own = max(len(i) for i in ask.do.inputs or (ask.ids,)) + max(map(len, ask.do.ends))
         if most and prompt + own > most:
             return (
                 f"a prompt of {prompt} positions, an input of {len(ask.ids)} tokens and the answer make "
                 f"{prompt + own}; backbone {self.backbone.name!r} has {most}: shorten the input or the answer"
             )
+        own += self._front(ask)
         if own > self.room:
             return f"input and answer make {own} positions, a slot here has {self.room}: shorten one of them"
         return ""
 
     def cost(self, ask: Ask) -> int:
         if isinstance(ask.do, Sampling):
-            return len(ask.ids) + ask.do.max_new_tokens
+            return self._front(ask) + len(ask.ids) + ask.do.max_new_tokens
         return sum(map(len, ask.do.inputs)) + len(ask.ids) + sum(map(len, ask.do.ends))
+
+    def _front(self, ask: Ask) -> int:
+        """Positions of a slot that the prompt takes: none where the model shares it."""
+        return ask.version.length if ask.version is not None and not self.backbone.shares else 0
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
@@ -94,7 +102,9 @@ class CausalExecutor:
             if self.batched and held.kept["prompt"].keys:
                 self._shelf.leave(row.ask.version.id)
             self.prefixes.give(row.ask.version.id)
-        if self.batched and held.kept.get("astray"):
+        if self.batched and (
+            held.kept.get("astray") or not row.new
+        ):  # no logits have shown that it is finite
             self._slots.clear(held.slot)
         self._free.append(held.slot)
         self._free.sort(reverse=True)  # the lowest first, so that rows stand side by side

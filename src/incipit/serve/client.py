@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
@@ -37,7 +38,10 @@ class Client:
 
     def prompt(self, name: str) -> Remote:
         """A prompt and its text form. Raises ServeError, with the server's reason."""
-        told = self.call(f"/v1/models/{urllib.parse.quote(name)}")["incipit"]
+        reply = self.call(f"/v1/models/{urllib.parse.quote(name)}")
+        told = reply.get("incipit") if isinstance(reply, dict) else None
+        if not isinstance(told, dict):
+            raise ServeError(f"{self.url} tells no text forms: give the address of an `incipit serve`")
         if "form" not in told:
             raise ServeError(
                 f"{name!r} is the bare backbone of {self.url}, which has no text form: name a prompt"
@@ -98,7 +102,7 @@ class Client:
                 if error.code not in (429, 503) or tries == TRIES or not after.isdigit():
                     raise ServeError(f"{self.url}: {_reason(said, error.code)}") from error
                 time.sleep(int(after))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 raise ServeError(
                     f"no server of prompts answers at {self.url} ({error}): start one with `incipit serve`"
                 ) from error

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from incipit.errors import AskError, EngineDown, ServeError, TooLong
+from incipit.errors import AskError, ServeError, TooLong
 from incipit.serve.asks import Ask, Choose, Delta, End, Event, Reason, Sampling, State, Ticket
-from incipit.serve.executor import CacheUse, Executor, Row, Scored, Took
+from incipit.serve.executor import CacheUse, Executor, Nobody, Row, Scored, Took
 from incipit.serve.panel import voted
 from incipit.serve.scheduler import Job, Limits, Plan, Scheduler
 from incipit.serve.writing import Writing
@@ -255,7 +255,7 @@ class Core:
             text,
             error,
             stopped_by,
-            prompt_tokens=_length(ask),
+            prompt_tokens=ask.soft,
             input_tokens=len(ask.ids) * ask.rows,
             new_tokens=len(job.row.new),
             waited=(job.begun if job.begun is not None else now) - job.born,
@@ -294,46 +294,12 @@ class Core:
                 self.work.wait(seconds)
 
 
-class Nobody:
-    """In the place of an executor that is not there yet, or was given up."""
-
-    slots, tokens, chunks, mode = 0, 0, True, ""
-
-    def fits(self, ask: Ask) -> str:
-        raise EngineDown("the engine failed and is coming back; try again", 1.0)
-
-    def cost(self, ask: Ask) -> int:
-        raise AssertionError("nothing is admitted here")
-
-    def enter(self, row: Row) -> str:
-        raise AssertionError("nothing is opened here")
-
-    def step(self, work: Sequence[tuple[Row, int]]) -> list[Took]:
-        raise AssertionError("nothing runs here")
-
-    def score(self, asks: Sequence[Ask]) -> list[Scored]:
-        raise AssertionError("nothing runs here")
-
-    def leave(self, row: Row) -> None:
-        """Its memory went with it."""
-
-    def cache(self) -> CacheUse:
-        return CacheUse()
-
-
-def _length(ask: Ask) -> int:
-    """Positions of the prompt; of an ensemble, of all its members."""
-    if ask.version is None:
-        return 0
-    panel = ask.version.panel
-    return sum(m.length for m in panel.members) if panel is not None else ask.version.length
-
-
 def _shares(logs: Sequence[float]) -> tuple[float, ...]:
     """softmax."""
     top = max(logs)
     weights = [math.exp(log - top) for log in logs]
-    return tuple(w / sum(weights) for w in weights)
+    total = sum(weights)
+    return tuple(w / total for w in weights)
 
 
 def _deliver(out: Out) -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from incipit.backbones import EncoderDecoderBackbone, alone, internals, slots
+from incipit.backbones.memory import Shelf, Slots
 from incipit.batch import Encoded, collate
 from incipit.errors import IncipitError
 from incipit.injection import Injection
@@ -57,9 +58,9 @@ class EncoderDecoderExecutor:
             self._across = {id(m): i for i, m in enumerate(backbone.modules["cross"])}
             holders = internals.bias_holders(backbone.modules["decoder"])
             self._holders = dict(zip(self._own, holders, strict=True)) if holders else {}
-            self._shelf = slots.Shelf(own, *where)
-            self._slots = slots.Slots(own, rows, answer, *where)
-            self._cross = slots.Slots(cross, rows, self.room, *where)
+            self._shelf = Shelf(own, *where)
+            self._slots = Slots(own, rows, answer, *where)
+            self._cross = Slots(cross, rows, self.room, *where)
 
     # -- what fits -------------------------------------------------------------------------------------------------
 
@@ -211,7 +212,7 @@ class _Across:
     """A pass of the decoder whose cross-attention finds its keys and values in slots. rows, lengths [B]."""
 
     own: slots.Pass
-    cross: slots.Slots
+    cross: Slots
     layers: Mapping[int, int]
     rows: Tensor
     lengths: Tensor

@@ -164,7 +164,7 @@ class Engine:
         while self._current(generation):
             try:
                 executor = self._make()
-            except Exception as error:
+            except BaseException as error:  # a panic of a tokenizer is no Exception
                 self._why = f"it does not come up ({_short(error)})"
                 self._ended.wait(pause)
                 pause = min(2 * pause, BACK_OFF[1])

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from incipit.errors import EngineDown
 from incipit.serve.asks import Ask
 
 
@@ -84,3 +85,30 @@ class Executor(Protocol):
 
     def cache(self) -> CacheUse:
         """The prompt cache, since the executor was made."""
+
+
+class Nobody:
+    """In the place of an executor that is not there yet, or was given up."""
+
+    slots, tokens, chunks, mode = 0, 0, True, ""
+
+    def fits(self, ask: Ask) -> str:
+        raise EngineDown("the engine failed and is coming back; try again", 1.0)
+
+    def cost(self, ask: Ask) -> int:
+        raise AssertionError("nothing is admitted here")
+
+    def enter(self, row: Row) -> str:
+        raise AssertionError("nothing is opened here")
+
+    def step(self, work: Sequence[tuple[Row, int]]) -> list[Took]:
+        raise AssertionError("nothing runs here")
+
+    def score(self, asks: Sequence[Ask]) -> list[Scored]:
+        raise AssertionError("nothing runs here")
+
+    def leave(self, row: Row) -> None:
+        """Its memory went with it."""
+
+    def cache(self) -> CacheUse:
+        return CacheUse()

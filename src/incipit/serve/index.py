@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from bisect import insort
-from collections.abc import Mapping, Sequence
+from bisect import bisect, insort
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from incipit import artifact, ensemble, files
@@ -14,7 +15,9 @@ from incipit.backbones import Backbone
 from incipit.errors import IncipitError, StorageError, UnknownPrompt, nearest
 from incipit.serve.asks import Listed
 
+STATE = "store.json"  # beside the artifacts: aliases, and which version a name means
 SHORTEST = 8  # digits of an id that name a version
+LIKE = 500  # names among which the one that was meant is looked for: that takes 50 microseconds each
 
 
 class Index:
@@ -29,8 +32,13 @@ class Index:
     @staticmethod
     def read(place: str, backbone: Backbone) -> Index:
         """All artifacts at or below a place; halves and damaged cards are listed with the reason."""
-        if not files.is_remote(place) and not files.exists(place):
-            raise StorageError(f"{place!r} does not exist; name a folder below which `incipit tune` wrote")
+        if not files.is_remote(place):
+            if not files.exists(place):
+                raise StorageError(
+                    f"{place!r} does not exist; name a folder below which `incipit tune` wrote"
+                )
+            if files.folder_files(place) is None:
+                raise StorageError(f"{place!r} is no folder; name one below which `incipit tune` wrote")
         try:
             cards, tensors, several = (
                 set(files.list_folders(place, name)) for name in (CARD, TENSORS, ensemble.CARD)
@@ -46,10 +54,11 @@ class Index:
         return index
 
     def put(self, entry: Listed) -> None:
-        """Add a version; equal content that lies twice is one."""
+        """Add a version; equal content that lies twice is one, and one that was refused is replaced."""
         if entry.id not in self.entries:
-            self.entries[entry.id] = entry
             self.names.setdefault(entry.name, []).append(entry.id)
+        if entry.id not in self.entries or self.entries[entry.id].refused:
+            self.entries[entry.id] = entry
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what store.json says, as far as it is still there."""
@@ -65,22 +74,24 @@ class Index:
         ids = self.names[name]
         return next((i for i in reversed(ids) if not self.entries[i].refused), ids[-1])
 
-    def find(self, name: str) -> Listed:
-        """What a name, an alias, or name@digits means now. Raises UnknownPrompt."""
+    def find(self, name: str) -> Listed | None:
+        """What a name, an alias, or name@digits means now; None for a name that is none.
+
+        Raises UnknownPrompt for digits that do not tell one version.
+        """
         if name in self.names:
             return self.entries[self.meant(name)]
         if name in self.aliases:
             return self.entries[self.aliases[name]]
         base, _, digits = name.rpartition("@")
-        if base in self.names and len(digits) >= SHORTEST:
-            found = [i for i in self.names[base] if i.startswith(digits)]
-            if len(found) == 1:
-                return self.entries[found[0]]
+        if base not in self.names or len(digits) < SHORTEST:
+            return None
+        found = [i for i in self.names[base] if i.startswith(digits)]
+        if len(found) != 1:
             raise UnknownPrompt(
-                f"prompt {base!r} has {len(found)} versions that begin with {digits!r}: see the listing"
+                f"prompt {base!r} has {len(found)} versions that begin with {digits[:64]!r}: see the listing"
             )
-        hint = nearest(name[:120], [*self.names, *self.aliases])
-        raise UnknownPrompt(f"there is no prompt {name[:120]!r}{hint}")
+        return self.entries[found[0]]
 
     def versions(self, name: str) -> list[Listed]:
         """All versions of a name."""
@@ -118,38 +129,60 @@ class Index:
             del self.names[name]
 
 
+def unknown(name: str, known: Sequence[str]) -> UnknownPrompt:
+    """That no prompt goes by a name, and the nearest of those that do; of very many, of those that begin alike."""
+    if len(known) > LIKE:
+        known = sorted(known)
+        at = bisect(known, name)
+        known = known[max(0, at - LIKE // 2) : at + LIKE // 2]
+    return UnknownPrompt(f"there is no prompt {name[:120]!r}{nearest(name[:120], known)}")
+
+
+# -- cards -----------------------------------------------------------------------------------------------------
+
+
 def _entry(folder: str, missing: Sequence[str], backbone: Backbone, known: dict[str, str]) -> Listed:
     """One folder as it is listed. known: backbone tables seen -> what is wrong with them, found once each."""
-    last = folder.rstrip("/").rsplit("/", 1)[-1]
-    if missing:
-        why = f"{folder!r} is no prompt artifact: {missing[0]} not found there"
-        return Listed(last, digest(folder.encode()), folder, refused=why)
-    try:
+
+    def read() -> Listed:
         data = files.content(f"{folder.rstrip('/')}/{CARD}")
         card = artifact.parse_card(data, folder)
-    except IncipitError as error:
-        return Listed(last, digest(folder.encode()), folder, refused=str(error))
-    refused = _elsewhere("prompt", card, backbone, known)
-    return Listed(card["name"], digest(data), folder, card=short_card(card), refused=refused)
+        refused = _elsewhere("prompt", card, backbone, known)
+        return Listed(card["name"], digest(data), folder, card=short_card(card), refused=refused)
+
+    why = f"{folder!r} is no prompt artifact: {missing[0]} not found there" if missing else ""
+    return _listed(folder, "", why, read)
 
 
 def _several(folder: str, both: bool, backbone: Backbone, known: dict[str, str]) -> Listed:
     """One folder of an ensemble as it is listed."""
-    last, key = folder.rstrip("/").rsplit("/", 1)[-1], digest(f"{folder}/{ensemble.CARD}".encode())
+
+    def read() -> Listed:
+        data = files.content(f"{folder.rstrip('/')}/{ensemble.CARD}")
+        card = ensemble.parse_card(data, folder)
+        refused = _elsewhere("ensemble", card, backbone, known)
+        return Listed(card["name"], digest(data), folder, card=short_ensemble(card), refused=refused)
+
     why = ""
     if files.is_remote(folder):
         why = f"{folder!r} is an ensemble on a bucket: they are read from a local library; copy it as a whole"
     elif both:
         why = f"{folder!r} holds a prompt and an ensemble: give each a folder of its own"
-    if why:
-        return Listed(last, key, folder, refused=why)
-    try:
-        data = files.content(f"{folder.rstrip('/')}/{ensemble.CARD}")
-        card = ensemble.parse_card(data, folder)
-    except IncipitError as error:
-        return Listed(last, key, folder, refused=str(error))
-    refused = _elsewhere("ensemble", card, backbone, known)
-    return Listed(card["name"], digest(data), folder, card=short_ensemble(card), refused=refused)
+    return _listed(folder, f"/{ensemble.CARD}", why, read)
+
+
+def _listed(folder: str, mark: str, why: str, read: Callable[[], Listed]) -> Listed:
+    """What `read` gives, or the folder under its own name with the reason `why` nothing can be read there."""
+    if not why:
+        try:
+            return read()
+        except IncipitError as error:
+            why = str(error)
+        except Exception as error:  # a card is a stranger's: whatever it leads to is its fault
+            why = f"{folder!r}: its card describes nothing that can be served ({type(error).__name__})"
+    return Listed(
+        folder.rstrip("/").rsplit("/", 1)[-1], digest(f"{folder}{mark}".encode()), folder, refused=why
+    )
 
 
 def _elsewhere(what: str, card: Mapping[str, Any], backbone: Backbone, known: dict[str, str]) -> str:
@@ -224,3 +257,26 @@ def _length(spec: Any) -> int:
         return 0
     own = spec.get("length")
     return own if isinstance(own, int) else max((_length(v) for v in spec.values()), default=0)
+
+
+# -- store.json ------------------------------------------------------------------------------------------------
+
+
+def read_state(place: str) -> Mapping[str, Any]:
+    """Aliases and current versions of a library; {} where none were set. Raises StorageError for a stranger's file."""
+    path = Path(place) / STATE
+    if files.is_remote(place) or not files.exists(path):
+        return {}
+    state = files.read_json(path)
+    fits = isinstance(state, dict) and all(
+        isinstance(part, dict) and all(isinstance(v, str) for v in part.values())
+        for part in (state.get("aliases", {}), state.get("current", {}))
+    )
+    if not fits:
+        raise StorageError(f"{str(path)!r} is not what a prompt store writes: restore or delete it")
+    return dict(state)
+
+
+def write_state(place: str, aliases: Mapping[str, str], current: Mapping[str, str]) -> None:
+    """Write them, whole or not at all."""
+    files.write_json(Path(place) / STATE, {"aliases": dict(aliases), "current": dict(current)})

@@ -13,7 +13,7 @@ import torch
 
 from incipit.backbones import Backbone, CausalBackbone
 from incipit.batch import Encoded, collate
-from incipit.errors import ArtifactError
+from incipit.errors import ArtifactError, IncipitError
 from incipit.injection import Injection
 from incipit.serve.executor import CacheUse
 
@@ -72,18 +72,29 @@ class Prefixes:
 
     @torch.no_grad()
     def _computed(self, version: Any) -> Injection:
-        injection: Injection = version.prompt(self.backbone).injection()
-        one = collate([Encoded(())])  # a row to check the prompt against this model
-        _, there = self.backbone.at(one, injection)
-        assert there is not None
-        if there.length and not (isinstance(self.backbone, CausalBackbone) and not self.backbone.shares):
-            there = self.backbone.prefill(there)
+        try:
+            there = self._prefilled(version.prompt(self.backbone).injection())
+        except IncipitError:
+            raise
+        except Exception as error:  # too large for the memory that is left, for example: nobody else's fault
+            raise ArtifactError(
+                f"prompt {version.name!r} cannot be computed on backbone {self.backbone.name!r} "
+                f"({type(error).__name__}): use another version, or a smaller one"
+            ) from error
         parts = [t for at in (there.keys, there.values) for ts in at.values() for t in ts]
         if not all(bool(torch.isfinite(t).all()) for t in parts):
             raise ArtifactError(
                 f"prompt {version.name!r} makes numbers that are not finite of backbone {self.backbone.name!r}: it was "
                 "trained astray; use another version"
             )
+        return there
+
+    def _prefilled(self, injection: Injection) -> Injection:
+        """On the model's device, checked against its shapes, and as keys and values where these can be shared."""
+        _, there = self.backbone.at(collate([Encoded(())]), injection)
+        assert there is not None
+        if there.length and not (isinstance(self.backbone, CausalBackbone) and not self.backbone.shares):
+            return self.backbone.prefill(there)
         return there
 
 

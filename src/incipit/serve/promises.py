@@ -153,6 +153,9 @@ class AnyStore(Protocol):
     def listing(self) -> Sequence[Listed]:
         """Every version, sorted by name; from memory."""
 
+    def listed(self, name: str) -> Listed:
+        """What a name means now, as the listing shows it; from memory. Raises like `pin`."""
+
     def card(self, name: str) -> Mapping[str, Any]:
         """The whole card.json; raises like `pin`, but needs no tensors."""
 

@@ -15,6 +15,8 @@ from incipit.backbones.decoding import row_seeds
 from incipit.serve.asks import Sampling
 from incipit.serve.executor import Row, Took
 
+COLD = 1e-5  # a lower temperature is greedy, as in vLLM: logits divided by it need not be finite
+
 
 class Draws:
     """The noise of one row: what `decoding.RowNoise` draws for it, step by step."""
@@ -38,7 +40,7 @@ def next_tokens(rows: Sequence[Row], logits: Tensor) -> list[Took]:
         finite = torch.isfinite(logits).all(dim=-1)
     chosen = logits.argmax(dim=-1)
     do = [_sampling(row) for row in rows]
-    drawn = [i for i, s in enumerate(do) if s.temperature > 0]
+    drawn = [i for i, s in enumerate(do) if s.temperature >= COLD]
     if drawn:
         scores = _cut(logits[drawn], [do[i] for i in drawn])
         for n, i in enumerate(drawn):

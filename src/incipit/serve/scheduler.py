@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from incipit.errors import ClientLimit, Saturated
-from incipit.serve.asks import Choose, Delta, Reason, Sampling, Ticket
+from incipit.serve.asks import Choose, Reason, Sampling, Ticket
 from incipit.serve.executor import Executor, Row
 from incipit.serve.queues import FairQueues
 from incipit.serve.slowdown import Slowdown
@@ -45,7 +45,6 @@ class Job:
     begun: float | None = None
     first: float | None = None
     ending: Reason | None = None  # decided elsewhere (cancelled), carried out between steps
-    fresh: list[Delta] = field(default_factory=list)
 
     @property
     def task(self) -> str:

@@ -23,24 +23,26 @@ from incipit.artifact import CARD, README, TENSORS, Artifact
 from incipit.backbones import Backbone
 from incipit.errors import ArtifactError, AskError, IncipitError, StorageError, UnknownPrompt, nearest
 from incipit.serve.asks import Listed
-from incipit.serve.index import Index, digest, short_card, short_ensemble
+from incipit.serve.index import Index, digest, read_state, short_card, short_ensemble, unknown, write_state
 from incipit.serve.versions import Loaded, Pin, ensemble_of, prompt_of
 
-STATE = "store.json"
 MAX_BYTES = 2**28
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TAKEN = {CARD: (CARD, TENSORS, README), ensemble.CARD: (ensemble.CARD, ensemble.TENSORS, README)}
+_OURS = sorted({name for names in _TAKEN.values() for name in names})  # files that go with a version
 
 
 class Store:
     """The artifacts at or below `place` that one backbone serves. max_bytes: tensors kept for later use.
 
+    `_changes` lets the library be changed by one at a time. `_lock` guards what is in memory, and is never held while a
+    disk works: the engine and the event loop take it to let a version go.
     Raises StorageError when the place cannot be read at all; a broken artifact is listed with its reason.
     """
 
     def __init__(self, place: files.PathLike, backbone: Backbone, max_bytes: int = MAX_BYTES) -> None:
         self.place, self.backbone, self.max_bytes = str(place), backbone, max_bytes
-        self._lock = threading.RLock()
+        self._changes, self._lock = threading.Lock(), threading.RLock()
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()  # the least recently used first
         self._under_way: dict[str, Future[Loaded]] = {}
         self._bytes = 0
@@ -51,55 +53,82 @@ class Store:
 
     def refresh(self) -> None:
         """Read all cards again."""
-        found = Index.read(self.place, self.backbone)
-        with self._lock:
-            self._index = found
-            self._index.restore(self._state())
+        with self._changes:
+            found = Index.read(self.place, self.backbone)
+            found.restore(read_state(self.place))
+            with self._lock:
+                self._index = found
 
     def listing(self) -> Sequence[Listed]:
         """Every version, sorted by name."""
         with self._lock:
             return self._index.listing()
 
+    def listed(self, name: str) -> Listed:
+        """What a name means now, with its aliases."""
+        entry = self._sound(name)
+        with self._lock:
+            return self._index.listed(entry.id) if entry.id in self._index.entries else entry
+
     def card(self, name: str) -> Mapping[str, Any]:
         """The whole card of what a name means now."""
+        return self._card(self._sound(name))
+
+    def _find(self, name: str) -> Listed:
+        """What a name means now. Raises UnknownPrompt, whose hint is looked for after the lock."""
         with self._lock:
             entry = self._index.find(name)
-        return self._card(entry)
+            known = [*self._index.names, *self._index.aliases] if entry is None else []
+        if entry is None:
+            raise unknown(name, known)
+        return entry
+
+    def _sound(self, name: str) -> Listed:
+        """The same, ArtifactError where it is known to be broken."""
+        entry = self._find(name)
+        if entry.refused:
+            raise ArtifactError(entry.refused)
+        return entry
 
     def _card(self, entry: Listed) -> dict[str, Any]:
-        several = "members" in entry.card
-        data = files.content(f"{entry.place.rstrip('/')}/{ensemble.CARD if several else CARD}")
+        data = self._data(entry)
         if digest(data) != entry.id:
             raise ArtifactError(
                 f"prompt {entry.name!r} was changed on disk after the server had read its card; upload it again, or "
                 "have the library read again"
             )
+        several = "members" in entry.card
         return ensemble.parse_card(data, entry.place) if several else artifact.parse_card(data, entry.place)
+
+    def _data(self, entry: Listed) -> bytes:
+        """The card as it lies on the disk now."""
+        return files.content(
+            f"{entry.place.rstrip('/')}/{ensemble.CARD if 'members' in entry.card else CARD}"
+        )
 
     def alias(self, alias: str, target: str) -> Listed:
         """Make `alias` mean the version that `target` means now."""
-        with self._lock:
+        with self._changes:
             self._writable()
             _check_name(alias, AskError)
-            entry = self._index.find(target)
-            if entry.refused:
-                raise ArtifactError(entry.refused)
+            entry = self._sound(target)
             if alias in self._index.names:
                 raise AskError(f"{alias!r} is the name of a prompt: choose another alias")
-            self._save({**self._index.aliases, alias: entry.id}, self._index.current)
-            self._index.aliases[alias] = entry.id
-            return self._index.listed(entry.id)
+            write_state(self.place, {**self._index.aliases, alias: entry.id}, self._index.current)
+            with self._lock:
+                self._index.aliases[alias] = entry.id
+                return self._index.listed(entry.id)
 
     def unalias(self, alias: str) -> None:
         """Forget an alias."""
-        with self._lock:
+        with self._changes:
             self._writable()
             if alias not in self._index.aliases:
                 raise UnknownPrompt(f"there is no alias {alias!r}{nearest(alias, self._index.aliases)}")
             kept = {a: i for a, i in self._index.aliases.items() if a != alias}
-            self._save(kept, self._index.current)
-            self._index.aliases = kept
+            write_state(self.place, kept, self._index.current)
+            with self._lock:
+                self._index.aliases = kept
 
     # -- adding and deleting ---------------------------------------------------------------------------------------
 
@@ -120,18 +149,39 @@ class Store:
                 raise ArtifactError(
                     f"the card says {read.name!r}, the request {name!r}: upload it under its own, then set an alias"
                 )
-            key = digest(uploaded[kind])
-            with self._lock:
-                if read.name in self._index.aliases:
-                    raise ArtifactError(f"{read.name!r} is an alias here: delete that first")
-                target = f"{self.place.rstrip('/')}/{read.name}/{key[:16]}"
-                if key not in self._index.entries:
-                    files.copy_folder(folder, target)
-                    self._index.put(Listed(read.name, key, target, card=short))
-                current = {**self._index.current, read.name: key}
-                self._save(self._index.aliases, current)
-                self._index.current = current
-                return self._index.listed(key)
+            with self._changes:
+                return self._put(folder, uploaded, Listed(read.name, digest(uploaded[kind]), "", card=short))
+
+    def _put(self, folder: Path, given: Mapping[str, bytes], new: Listed) -> Listed:
+        """Write a version that was checked, unless it is there, and make it current for its name."""
+        if new.name in self._index.aliases:
+            raise ArtifactError(f"{new.name!r} is an alias here: delete that first")
+        entry = self._index.entries.get(new.id)
+        if entry is None or entry.refused:
+            entry = replace(new, place=self._written(folder, given, new, entry))
+        current = {**self._index.current, new.name: new.id}
+        write_state(self.place, self._index.aliases, current)
+        with self._lock:
+            self._index.put(entry)
+            self._index.current = current
+            return self._index.listed(new.id)
+
+    def _written(self, folder: Path, given: Mapping[str, bytes], new: Listed, torn: Listed | None) -> str:
+        """Where an upload lies now: where it was damaged, or in a folder of its own."""
+        if torn is not None and self._unchanged(torn):  # the same card: what stood beside it is mended
+            for name, data in given.items():
+                files.atomic_write(f"{torn.place}/{name}", data)
+            return torn.place
+        target = f"{self.place.rstrip('/')}/{new.name}/{new.id[:16]}"
+        files.copy_folder(folder, target)
+        return target
+
+    def _unchanged(self, entry: Listed) -> bool:
+        """Whether its card is still the one that was read."""
+        try:
+            return digest(self._data(entry)) == entry.id
+        except StorageError:
+            return False
 
     def _uploaded(self, folder: Path, given: Mapping[str, bytes], kind: str) -> tuple[Loaded, dict[str, Any]]:
         """What was uploaded, built as it will be when it is asked for; and its line in a listing."""
@@ -145,23 +195,26 @@ class Store:
 
     def delete(self, name: str) -> int:
         """Forget a name or a version of it, and remove its files; what runs keeps what it has in memory."""
-        with self._lock:
+        with self._changes:
             self._writable()
-            if name in self._index.aliases:
+            index = self._index
+            if name in index.aliases:
                 raise AskError(f"{name!r} is an alias: forget it as such, or delete the prompt that it means")
-            gone = self._index.versions(name) if name in self._index.names else [self._index.find(name)]
+            gone = index.versions(name) if name in index.names else [self._find(name)]
             for entry in gone:
-                told = sorted(a for a, i in self._index.aliases.items() if i == entry.id)
+                told = sorted(a for a, i in index.aliases.items() if i == entry.id)
                 if told:
                     raise AskError(
                         f"alias {told[0]!r} means {entry.name}@{entry.id[:12]}: move or forget it first"
                     )
             self._check_needs(gone)
+            keys = {entry.id for entry in gone}
+            write_state(self.place, index.aliases, {n: i for n, i in index.current.items() if i not in keys})
+            with self._lock:
+                for key in keys:
+                    index.drop(key)
             for entry in gone:
-                self._index.drop(entry.id)
-            self._save(self._index.aliases, self._index.current)
-            for entry in gone:
-                files.remove_folder(entry.place)
+                files.remove_files(entry.place, _OURS, self.place)
             return len(gone)
 
     def _check_needs(self, gone: Sequence[Listed]) -> None:
@@ -180,14 +233,12 @@ class Store:
 
     def pin(self, name: str) -> Pin:
         """Hold the version that a name means now; read from disk by the first who asks, the others wait for it."""
+        entry = self._sound(name)
         with self._lock:
-            entry = self._index.find(name)
-            if entry.refused:
-                raise ArtifactError(entry.refused)
             loaded = self._loaded.get(entry.id)
             if loaded is not None:
                 self._loaded.move_to_end(entry.id)
-                return Pin(loaded, self._give)
+                return Pin(loaded, self._count)
             future = self._under_way.get(entry.id)
             mine = future is None
             if future is None:
@@ -199,8 +250,7 @@ class Store:
             if entry.id not in self._loaded:  # dropped again meanwhile
                 self._loaded[entry.id] = loaded
                 self._bytes += loaded.bytes
-            loaded = self._loaded[entry.id]
-            return Pin(loaded, self._give)
+            return Pin(self._loaded[entry.id], self._count)
 
     def _load(self, entry: Listed, future: Future[Loaded]) -> None:
         """Fill a future with a version, or with why it cannot be had."""
@@ -251,36 +301,16 @@ class Store:
         except IncipitError:
             return ""
 
-    def _give(self, loaded: Loaded) -> None:
+    def _count(self, loaded: Loaded, more: int) -> None:
+        """One pin more (1) or fewer (-1); what nobody reads is dropped, the oldest first, down to max_bytes."""
         with self._lock:
-            loaded.pins -= 1
-            self._shrink()
-
-    def _shrink(self) -> None:
-        """Drop what nobody reads, the least recently used first, down to max_bytes."""
-        for key in list(self._loaded):
+            loaded.pins += more
             if self._bytes <= self.max_bytes:
                 return
-            if not self._loaded[key].pins:
+            for key in [key for key, one in self._loaded.items() if not one.pins]:
                 self._bytes -= self._loaded.pop(key).bytes
-
-    # -- store.json ------------------------------------------------------------------------------------------------
-
-    def _state(self) -> Mapping[str, Any]:
-        path = Path(self.place) / STATE
-        if files.is_remote(self.place) or not files.exists(path):
-            return {}
-        state = files.read_json(path)
-        fits = isinstance(state, dict) and all(
-            isinstance(part, dict) and all(isinstance(v, str) for v in part.values())
-            for part in (state.get("aliases", {}), state.get("current", {}))
-        )
-        if not fits:
-            raise StorageError(f"{str(path)!r} is not what a prompt store writes: restore or delete it")
-        return dict(state)
-
-    def _save(self, aliases: Mapping[str, str], current: Mapping[str, str]) -> None:
-        files.write_json(Path(self.place) / STATE, {"aliases": dict(aliases), "current": dict(current)})
+                if self._bytes <= self.max_bytes:
+                    return
 
     def _writable(self) -> None:
         if files.is_remote(self.place):

@@ -13,6 +13,7 @@ from incipit.backbones import Backbone, EncoderBackbone
 from incipit.ensemble import Ensemble, Saved
 from incipit.errors import ArtifactError, IncipitError, PromptError
 from incipit.prompts import Prompt
+from incipit.serve.index import words_of
 from incipit.serve.panel import Panel
 
 _LARGEST = (
@@ -39,17 +40,22 @@ class Loaded:
 
 
 class Pin:
-    """A hold on a loaded version; see asks.PinnedVersion. member: of an ensemble, the one that is meant."""
+    """A hold on a loaded version; see asks.PinnedVersion. count: told of one hold more (1) or fewer (-1). member: of an
+    ensemble, the one that is meant."""
 
     def __init__(
-        self, loaded: Loaded, give: Callable[[Loaded], None], member: int | None = None, holds: bool = True
+        self,
+        loaded: Loaded,
+        count: Callable[[Loaded, int], None],
+        member: int | None = None,
+        holds: bool = True,
     ) -> None:
-        self._loaded, self._give, self._member = loaded, give, member
+        self._loaded, self._count, self._member = loaded, count, member
         self._meant = loaded if member is None else loaded.members[member]
         self._held = threading.Lock()  # taken once it is released
         self._panel: Panel | None = None
         if holds:
-            loaded.pins += 1
+            count(loaded, 1)
         else:
             self._held.acquire()
 
@@ -85,7 +91,7 @@ class Pin:
         rule = self._meant.rule
         if rule is not None and self._panel is None:
             count = len(self._meant.members)
-            members = tuple(Pin(self._loaded, self._give, k, holds=False) for k in range(count))
+            members = tuple(Pin(self._loaded, self._count, k, holds=False) for k in range(count))
             self._panel = Panel(members, rule)
         return self._panel
 
@@ -96,12 +102,12 @@ class Pin:
 
     def again(self) -> Pin:
         """Another pin of the same version, which is held by this one."""
-        return Pin(self._loaded, self._give, self._member)
+        return Pin(self._loaded, self._count, self._member)
 
     def release(self) -> None:
         """Let go; free to call twice."""
         if self._held.acquire(blocking=False):
-            self._give(self._loaded)
+            self._count(self._loaded, -1)
 
     def __enter__(self) -> Pin:
         return self
@@ -112,10 +118,10 @@ class Pin:
 
 def prompt_of(read: Artifact, backbone: Backbone, key: str = "") -> Loaded:
     """An artifact as a prompt on the backbone; ArtifactError for whatever is wrong with it."""
-    _check_sizes(read)
     try:
+        _check_sizes(read)
         prompt = read.prompt(backbone)
-        prompt.injection()
+        _check_words(prompt, read)
     except IncipitError as error:
         raise ArtifactError(f"prompt {read.name!r} is not served: {error}") from error
     except Exception as error:  # a card is a stranger's: whatever it leads to is its fault
@@ -130,27 +136,37 @@ def ensemble_of(saved: Saved, backbone: Backbone, ids: Sequence[str], key: str =
 
     A member that reads out other words than its own is another version than the prompt that it is alone.
     """
-    for member in saved.members:
-        _check_sizes(member)
     try:
+        for member in saved.members:
+            _check_sizes(member)
         rule = saved.ensemble(backbone)
         for prompt in rule.prompts:
             prompt.injection()
         _check_gate(rule, backbone)
+        words = tuple(saved.card["task"].get("words", ()))
+        own = [member.words == words for member in saved.members]
     except IncipitError as error:
         raise ArtifactError(f"ensemble {saved.name!r} is not served: {error}") from error
     except Exception as error:
         raise ArtifactError(
             f"ensemble {saved.name!r} is not served: its card describes none ({type(error).__name__})"
         ) from error
-    words = tuple(saved.card["task"].get("words", ()))
     members = []
-    for member, prompt, own in zip(saved.members, rule.prompts, ids, strict=True):
-        known = own if member.words == words else files.sha256_json([own, words])
+    for member, prompt, alike, version in zip(saved.members, rule.prompts, own, ids, strict=True):
+        known = version if alike else files.sha256_json([version, words])
         members.append(Loaded(member.name, known, member.card, (prompt,), member.size))
     card = dict(saved.card) | {"recipe": saved.members[0].card.get("recipe", {})}
     size = sum(one.bytes for one in members)
     return Loaded(saved.name, key, card, rule.prompts, size, members=tuple(members), rule=rule)
+
+
+def _check_words(prompt: Prompt, read: Artifact) -> None:
+    """PromptError for an encoder's read-out of other classes than the words of its card."""
+    readout, words = prompt.injection().readout, words_of(read.card["task"])
+    if readout is not None and words and readout.bias.shape[1] != len(words):
+        raise PromptError(
+            f"its read-out has {readout.bias.shape[1]} classes, its card {len(words)} label words: it was mixed up"
+        )
 
 
 def _check_gate(rule: Ensemble, backbone: Backbone) -> None:

@@ -191,6 +191,10 @@ class FakeStore:
         ]
         return [*found, Listed("torn", "", "place/torn", refused=self.broken["torn"])]
 
+    def listed(self, name: str) -> Listed:
+        found = self._found(name)
+        return Listed(found.name, found.id, "place", card=_short(found.card))
+
     def card(self, name: str) -> Mapping[str, Any]:
         return self._found(name).card
 

@@ -196,6 +196,7 @@ def test_models(site: Any) -> None:
     assert one["incipit"]["form"]["input"] == "Review: {text}" and one["incipit"]["scores"] == {
         "test": {"accuracy": 0.875}
     }
+    assert one["root"] == site.ask("GET", "/v1/models/best").json()["root"] == "mood@" + "1" * 12
     assert "secret" not in site.ask("GET", "/v1/models/mood").text
     assert site.ask("GET", "/v1/models/llama").json()["incipit"]["chat"] is True
 
@@ -204,3 +205,20 @@ def test_a_card_that_is_no_proper_json_is_shown_nevertheless(site: Any) -> None:
     site.store.versions["mood"].card["scores"]["test"] = {"accuracy": float("nan"), "x": "\ud800"}
     one = site.ask("GET", "/v1/models/mood")
     assert one.status_code == 200 and one.json()["incipit"]["scores"]["test"]["accuracy"] is None
+
+
+def test_what_several_answers_read_counts_once(site: Any) -> None:
+    body = {"model": "mood", "prompt": ["the film", "x"], "n": 3, "max_tokens": 2}
+    ids = site.engine.backbone.text_ids
+    read = 2 * 4 + len(ids("the film")) + len(ids("x"))
+    wanted = {"prompt_tokens": read, "completion_tokens": 12, "total_tokens": read + 12,
+              "prompt_tokens_details": {"cached_tokens": 8}}  # fmt: skip
+    assert site.post("/v1/completions", **body).json()["usage"] == wanted
+    reply = site.post("/v1/completions", **body, stream=True, stream_options={"include_usage": True})
+    assert streamed(reply.text)[-1]["usage"] == wanted
+
+
+def test_a_card_of_members_without_a_rule_is_shown_nevertheless(site: Any) -> None:
+    site.store.versions["mood"].card["members"] = [{}, 3]
+    one = site.ask("GET", "/v1/models/mood")
+    assert one.status_code == 200 and one.json()["incipit"]["members"] == ["", "3"]

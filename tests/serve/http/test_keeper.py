@@ -144,3 +144,19 @@ def test_what_keeps_holds_no_model() -> None:
         env=os.environ | {"PYTHONPATH": str(Path(keeper.__file__).parents[3])},
     )  # fmt: skip
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_a_signal_that_comes_while_there_is_no_process_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the end of one process and the beginning of the next."""
+
+    def no_more() -> int:
+        raise AssertionError("nobody may be started now")
+
+    monkeypatch.setattr(os, "fork", no_more)
+    with socket.socket() as sock:
+        found = keeper.Keeper(sock)
+        found._pass_on(signal.SIGTERM, None)
+        with pytest.raises(SystemExit) as ended:
+            found._fork()
+    assert ended.value.code == 0
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(keeper.SIGNALS)

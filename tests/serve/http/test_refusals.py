@@ -1,16 +1,19 @@
 """What is refused, with which status, in OpenAI's shape, and that nothing is left behind."""
 
+import asyncio
 import io
 import json
 import logging
 import threading
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from incipit.errors import ClientLimit, DataError, Draining, EngineDown, Saturated, StorageError, TooLong
 from incipit.serve.asks import Delta, End
-from incipit.serve.http import logs
+from incipit.serve.http import logs, rounds
 from incipit.serve.http.app import Options
 from incipit.serve.http.gate import Limits
 from incipit.serve.http.keys import Keys, Rate
@@ -59,6 +62,8 @@ def refused(reply: Any, status: int, code: str | None, says: str = "", param: st
         (CHAT, {"model": "talk", "messages": []}, 422, "invalid_value", "messages"),
         (CHAT, {"model": "talk", "messages": [{"role": "robot", "content": "x"}]}, 422, "invalid_value", "role"),
         (CHAT, {"model": "talk", "messages": USER, "tools": [{}]}, 400, "unsupported_parameter", "tools"),
+        (CHAT, {"model": "talk", "messages": [*USER, {"role": "assistant", "content": "", "tool_calls": [{}]}, *USER]},
+         400, "unsupported_parameter", "answers but text"),
         (CHAT, {"model": "talk", "messages": USER, "top_logprobs": 2}, 400, "unsupported_parameter", "likeliest"),
         (CHAT, {"model": "talk", "messages": USER, "response_format": {"type": "json_object"}}, 400,
          "unsupported_parameter", "response formats"),
@@ -234,6 +239,27 @@ def test_a_prompt_that_loads_too_slowly(site: Any) -> None:
     assert not site.engine.tickets
 
 
+def test_rows_that_come_too_late_take_those_before_them_along(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first row was taken when time ran out for the second."""
+    gone, submit = [0.0], site.engine.submit
+
+    def slow(ask: Any) -> Any:
+        gone[0] += 1000
+        return submit(ask)
+
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + gone[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr(rounds, "time", clock)
+    monkeypatch.setattr(site.engine, "submit", slow)
+    site.engine.by_hand = True
+    refused(
+        site.post(CLASSIFY, model="mood", input=["a", "b"], timeout=50), 503, "overloaded", "within 50.0 s"
+    )
+    assert len(site.engine.tickets) == 1 and site.engine.cancelled == site.engine.tickets
+    assert site.store.pins == 0
+
+
 def test_a_mistake_of_ours_is_told_without_its_message(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     said = io.StringIO()
     undo = logs.turn_on(said)
@@ -254,6 +280,60 @@ def test_a_mistake_of_ours_is_told_without_its_message(site: Any, monkeypatch: p
         and any("submit" in at for at in line["at"])
     )
     assert "words of a client" not in said.getvalue() and site.store.pins == 0
+
+
+# -- cards of strangers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "asked"),
+    [
+        (
+            {"input": "{text} {referent}", "reshape": "wsc"},
+            {"text": "a b", "span2_text": "b", "span2_index": "1"},
+        ),
+        ({"input": "{paragraph}", "reshape": "multirc"}, {"passage": {"text": "a", "questions": [3]}}),
+        ({"input": 7}, "x"),
+        ({"input": "{text}", "words": 7}, "x"),
+        ({"input": "{text}", "words": [None, 3]}, "x"),
+        ({"input": None}, "x"),
+    ],
+)
+def test_a_record_or_a_form_of_other_types(site: Any, task: Any, asked: Any) -> None:
+    site.store.versions["mood"].card["task"] = {"kind": "classification", **task}
+    refused(
+        site.post(CLASSIFY, model="mood", input=asked), 422, "invalid_input", "does not fit the text form"
+    )
+    if isinstance(asked, str):
+        reply = site.post(COMPLETE, model="mood", prompt=asked, form=True)
+        refused(reply, 422, "invalid_input", "does not fit the text form")
+    assert site.store.pins == 0
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        ["x"], {"decode": 3}, {"decode": {"max_new_tokens": "many"}}, {"decode": {"max_new_tokens": 0}},
+        {"decode": {"sample": True, "temperature": [1]}}, {"decode": {"sample": True, "top_p": 7}},
+    ],
+)  # fmt: skip
+def test_a_recipe_that_does_not_say_how_to_decode(site: Any, recipe: Any) -> None:
+    site.store.versions["mood"].card["recipe"] = recipe
+    refused(
+        site.post(COMPLETE, model="mood", prompt="x"), 422, "prompt_refused", "does not say how to decode"
+    )
+    assert site.store.pins == 0
+
+
+def test_the_place_of_the_library_is_not_told(make: Any) -> None:
+    site = make(Options(hidden=("/srv/a", "a")))
+    site.engine.refuse = [StorageError("reading '/srv/a/mood/card.json' or 'a/mood' failed: call a person")]
+    refused(
+        site.post(COMPLETE, model="mood", prompt="x"),
+        503,
+        "storage",
+        "reading 'LIBRARY/mood/card.json' or 'LIBRARY/mood' failed: call a person",
+    )
 
 
 # -- who may ask -----------------------------------------------------------------------------------------------
@@ -283,6 +363,11 @@ def test_keys(make: Any) -> None:
         assert site.engine.tickets[-1].ask.client == name
     for path in ("/", "/healthz", "/readyz", "/metrics", "/openapi.json"):
         assert site.ask("GET", path).status_code == 200
+
+
+def test_a_key_may_hold_the_sign_of_a_comment() -> None:
+    keys = Keys.of(["ann 0123456789abcdef#1 # hers", "#0123456789abcdef", " # none"], "keys")
+    assert keys.name("Bearer 0123456789abcdef#1") == "ann" and keys.name("Bearer 0123456789abcdef") is None
 
 
 @pytest.mark.parametrize("line", ["short", "a b 0123456789abcdef", "ann 123"])
@@ -321,6 +406,42 @@ def test_a_body_that_is_too_large(make: Any) -> None:
         reply = site.ask("POST", COMPLETE, content=sent, headers={"content-type": "application/json"})
         refused(reply, 413, "body_too_large", "100 bytes")
         assert reply.headers["connection"] == "close"
+
+
+def raw(site: Any, *messages: Any) -> list[Any]:
+    """What a request gets whose client sends these ASGI messages, and then neither more nor an end."""
+    sent: list[Any] = []
+    come = list(messages)
+
+    async def receive() -> Any:
+        if come:
+            return come.pop(0)
+        return await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": COMPLETE, "raw_path": COMPLETE.encode(), "query_string": b"",
+             "headers": [(b"content-type", b"application/json")], "client": ("127.0.0.1", 1), "scheme": "http",
+             "server": ("x", 80), "root_path": "", "http_version": "1.1"}  # fmt: skip
+    asyncio.run(site.gate(scope, receive, send))
+    return sent
+
+
+def test_a_body_that_does_not_come(make: Any) -> None:
+    site = make(Options(limits=Limits(body_seconds=0.01)))
+    start, body = raw(site, {"type": "http.request", "body": b"{", "more_body": True})
+    assert start["status"] == 408 and (b"connection", b"close") in start["headers"]
+    assert json.loads(body["body"])["error"]["code"] == "body_timeout"
+
+
+def test_a_stream_that_is_left_before_it_began(site: Any) -> None:
+    site.engine.by_hand = True
+    asked = json.dumps({"model": "mood", "prompt": "x", "stream": True}).encode()
+    body = {"type": "http.request", "body": asked, "more_body": False}
+    assert raw(site, body, {"type": "http.disconnect"}) == [] and len(site.engine.cancelled) == 1
+    count = f'incipit:http_requests_total{{route="{COMPLETE}",status="499"}} 1.0'
+    assert count in site.ask("GET", "/metrics").text.splitlines()
 
 
 async def _chunks(parts: Any) -> Any:

@@ -133,10 +133,12 @@ def test_figures_by_prompt_are_asked_for(make: Any) -> None:
     assert figures(site)['incipit:answers_by_prompt_total{prompt="mood",reason="stop"}'] == 2
 
 
-def test_what_a_backbone_is_called(tmp_path: Any) -> None:
+def test_what_a_backbone_is_called(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my-model").mkdir()
     assert called(str(tmp_path / "my-model")) == "my-model"
     assert called("builtin:lm") == "builtin:lm"
+    monkeypatch.chdir(tmp_path / "my-model")
+    assert called(".") == "my-model"
 
 
 def test_the_page_brings_everything_along(site: Any) -> None:

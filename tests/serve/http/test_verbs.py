@@ -19,6 +19,7 @@ from incipit.assemble import PromptChoice, make_prompt
 from incipit.backbones import Backbone, load, tiny
 from incipit.cli import main
 from incipit.cli.serve import _threads
+from incipit.errors import DataError, ServeError
 
 PATIENCE = 90  # seconds; a bound for a machine that is frozen
 RECIPE = {"name": "short", "task": {"builtin": "reviews"}, "decode": {"max_new_tokens": 4}}
@@ -189,3 +190,45 @@ def test_a_file_without_keys(tmp_path: Path, library: Path, capsys: pytest.Captu
 )
 def test_a_core_is_left_to_http_where_the_model_can_spare_it(cores: int, work: float, threads: int) -> None:
     assert _threads(cores, work) == threads
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"id": "mood"}  ', "tells no text forms"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", "tells no text forms"),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"id": ', "no server of prompts answers"),
+        (b"220 mail.example ESMTP\r\n", "no server of prompts answers"),
+    ],
+)
+def test_what_is_no_server_of_prompts(reply: bytes, says: str) -> None:
+    """Another kind of server, and one that dies in the middle of a word."""
+    from incipit.serve.client import Client
+    from incipit.serve.http.server import listening
+
+    with listening("127.0.0.1", 0) as sock:
+        sock.listen()
+
+        def answer() -> None:
+            connection, _ = sock.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(reply)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ServeError, match=says):
+            Client(f"http://127.0.0.1:{sock.getsockname()[1]}").prompt("mood")
+        thread.join(PATIENCE)
+
+
+def test_a_variable_without_a_key_does_not_open_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    from incipit.cli.serve import KEY, _keys
+
+    monkeypatch.setenv(KEY, "  ")
+    with pytest.raises(DataError, match="INCIPIT_API_KEY holds no key: set it to one, or unset it"):
+        _keys(None, KEY)
+    monkeypatch.setenv(KEY, "")
+    assert not _keys(None, KEY)
+    monkeypatch.setenv(KEY, "0123456789abcdef")
+    assert _keys(None, KEY).name("Bearer 0123456789abcdef") == "key-1"

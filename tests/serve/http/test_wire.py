@@ -72,6 +72,17 @@ def test_the_stock_client_chats(client: Any) -> None:
     assert parts[-1].usage.completion_tokens == 2
 
 
+def test_the_stock_client_goes_on_with_what_it_was_answered(client: Any) -> None:
+    messages: list[Any] = [{"role": "user", "content": "hi"}]
+    said = client.chat.completions.create(model="talk", messages=messages, max_tokens=1).choices[0].message
+    for answer in (said, said.model_dump()):  # both are what its users write
+        more = [*messages, answer, {"role": "user", "content": "and now?"}]
+        reply = client.chat.completions.create(model="talk", messages=more, max_tokens=1)
+        assert reply.choices[0].message.content == "w0 ."
+    turns = [*messages, {"role": "assistant", "content": "w0 ."}, {"role": "user", "content": "and now?"}]
+    assert client.site.engine.tickets[-1].ask.ids == client.site.engine.backbone.encode_asked(turns).input_ids
+
+
 def test_the_stock_client_lists(client: Any) -> None:
     assert {model.id for model in client.models.list()} >= {"llama", "mood", "best"}
     assert client.models.retrieve("mood").parent == "llama"
@@ -186,6 +197,17 @@ def test_what_is_no_http(served: Any, sent: bytes) -> None:
         connection.sendall(sent)
         assert b" 400 " in connection.recv(4096)[:20]
     assert httpx.get(f"{url}/healthz", timeout=PATIENCE).status_code == 200
+
+
+def test_a_head_that_does_not_end(make: Any, listen: Any) -> None:
+    """Whatever else is installed: h11 reads 64 KB of it, other parsers as much as is sent."""
+    with listen(make().gate) as (url, server):
+        assert server.config.http == "h11"
+        where = urlsplit(url)
+        with socket.create_connection((where.hostname, where.port), timeout=PATIENCE) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nx: " + b"a" * 200_000)
+            assert b" 400 " in connection.recv(4096)[:20]
+        assert httpx.get(f"{url}/healthz", timeout=PATIENCE).status_code == 200
 
 
 # -- the end ---------------------------------------------------------------------------------------------------

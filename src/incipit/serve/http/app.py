@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -42,7 +43,7 @@ class Options:
 
     keys: who may ask (none: anybody). admin: who may change prompts (none: nobody). timeout: longest deadline of a
     request in seconds, and its default. new: tokens to write where neither request nor prompt says. rows: answers of
-    one request. by_prompt: figures by the prompt's name. hidden: texts that no error tells, as the library's place.
+    one request. by_prompt: figures by the prompt's name. hidden: places that no error tells, as the library's.
     """
 
     name: str = ""
@@ -95,7 +96,7 @@ def make_app(engine: AnyEngine, store: AnyStore, options: Options | None = None)
 
 def called(name: str) -> str:
     """What clients call a backbone: its own name, of a local folder the last part (a path is nobody's business)."""
-    return Path(name).name if files.exists(name) else name
+    return Path(os.path.abspath(name)).name if files.exists(name) else name
 
 
 def _watched(app: FastAPI, gate: Gate, desk: Desk) -> None:
@@ -147,6 +148,8 @@ def _policy(page: str) -> str:
 
 def _failures(app: FastAPI, hidden: Sequence[str]) -> None:
     """Every error in OpenAI's shape."""
+    places = "|".join(re.escape(place) for place in sorted(filter(None, hidden), key=len, reverse=True))
+    secret = re.compile(rf"(?<=['\"])(?:{places})(?=[/'\"])" if places else r"(?!)")  # as errors quote them
 
     @app.exception_handler(Refusal)
     async def refused(_: Request, error: Refusal) -> Response:
@@ -155,8 +158,7 @@ def _failures(app: FastAPI, hidden: Sequence[str]) -> None:
     @app.exception_handler(IncipitError)
     async def failed(_: Request, error: IncipitError) -> Response:
         refusal = Refusal.of(error)
-        for place in filter(None, hidden):
-            refusal.message = refusal.message.replace(place, "LIBRARY")
+        refusal.message = secret.sub("LIBRARY", refusal.message)
         return refusal.response()
 
     @app.exception_handler(RequestValidationError)

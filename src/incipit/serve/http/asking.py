@@ -118,7 +118,7 @@ async def _written(
     taken = await desk.take(body.model, ask, called, body.timeout, live=bool(body.stream))
     head = replies.Head(form.prefix + called.id, int(time.time()), body.model, taken.fingerprint)
     if body.stream:
-        return Stream(taken, form, head, body.usage)
+        return Stream(taken, form, head, body)
     texts: list[list[Delta]] = [[] for _ in taken.asks]
 
     async def gather() -> list[End]:
@@ -135,7 +135,7 @@ async def _written(
         if ends is None:
             return GONE
         choices = [form.choice(i, texts[i], end) for i, end in enumerate(ends)]
-        return Json(head.of(form.whole, choices, usage=replies.usage(ends)))
+        return Json(head.of(form.whole, choices, usage=replies.usage(ends, body.n or 1)))
     finally:
         taken.close()
 
@@ -143,9 +143,9 @@ async def _written(
 class Stream(Response):
     """Server-sent events. What goes wrong before the first token is an ordinary error, afterwards an event."""
 
-    def __init__(self, taken: Round, form: replies.Form, head: replies.Head, usage: bool) -> None:
+    def __init__(self, taken: Round, form: replies.Form, head: replies.Head, body: Writing) -> None:
         super().__init__(status_code=200)
-        self.taken, self.form, self.head, self.usage = taken, form, head, usage
+        self.taken, self.form, self.head, self.asked = taken, form, head, body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the last End, or until the client goes away: then every row is cancelled."""
@@ -174,7 +174,7 @@ class Stream(Response):
     async def _messages(self) -> AsyncIterator[str]:
         """Some events as text, as they come."""
         opened: set[int] = set()
-        more: dict[str, Any] = {"usage": None} if self.usage else {}
+        more: dict[str, Any] = {"usage": None} if self.asked.usage else {}
         async for found in self.taken.events():
             choices: list[dict[str, Any]] = []
             for index, event in found:
@@ -193,9 +193,9 @@ class Stream(Response):
             if choices:
                 yield self._all(choices, more)
         ends = [end for end in self.taken.ends if end is not None]
-        yield (
-            _event(self.head.of(self.form.piece, [], usage=replies.usage(ends))) if self.usage else ""
-        ) + DONE
+        if self.asked.usage:
+            yield _event(self.head.of(self.form.piece, [], usage=replies.usage(ends, self.asked.n or 1)))
+        yield DONE
 
     def _all(self, choices: Sequence[dict[str, Any]], more: dict[str, Any]) -> str:
         return "".join(_event(self.head.of(self.form.piece, [choice], **more)) for choice in choices)

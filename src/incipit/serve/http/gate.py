@@ -21,6 +21,7 @@ from incipit.serve.http.rounds import Called
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 OPEN = ("/healthz", "/readyz", "/metrics", "/", "/openapi.json")  # without a key, and while draining
 ADMIN = ("/v1/prompts", "/v1/aliases")
+GONE = 499  # the status in log and figures of a client that went away, as nginx writes it
 DRAINED = 64 * 2**20  # bytes of a body that is too large and read nevertheless, so that the reason arrives
 
 
@@ -89,7 +90,7 @@ class Gate:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 more = [(b"x-request-id", called.id.encode())]
-                more += [(b"connection", b"close")] if self.draining or status == 413 else []
+                more += [(b"connection", b"close")] if self.draining or status in (408, 413) else []
                 message = {**message, "headers": [*message.get("headers", ()), *more, *SAFE]}
             await send(message)
 
@@ -101,7 +102,7 @@ class Gate:
         except Refusal as refusal:
             await refusal.response()(scope, receive, sending)
         except ClientGone:
-            status = 499
+            status = GONE
         except Exception as error:
             failed = error
             if not status:
@@ -109,6 +110,7 @@ class Gate:
                     500, "the server failed on this request", kind="server_error", code="internal_error"
                 )
                 await said.response()(scope, receive, sending)
+        status = status or GONE  # a stream that was left before it began
         route = getattr(scope.get("route"), "path", "unmatched")
         self.meters.called(route, status)
         level = logging.ERROR if failed else logging.DEBUG if scope["path"] in OPEN else logging.INFO

@@ -111,10 +111,12 @@ class Keeper:
                 os.kill(self.child, signal.SIGKILL if deaf else sig)
 
     def _fork(self) -> Beat | None:
-        """A new process; None for the keeper."""
-        read, write = os.pipe()
+        """A new process; None for the keeper. SystemExit where a signal came while there was none to hear it."""
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
+            if self.asked:
+                raise SystemExit(0)
+            read, write = os.pipe()
             child = os.fork()
             if not child:
                 for sig, handler in self._handlers.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from incipit.errors import DataError
 
 SHORTEST = 16  # characters; a shorter key can be guessed
 CLIENTS = 10_000  # remembered by the limit of requests a second
+COMMENT = re.compile(r"(?:^|\s)#")  # a key may hold the sign, so it stands alone
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Keys:
         """From lines "KEY" or "NAME KEY"; empty lines and # comments are skipped. Raises DataError."""
         found: dict[str, bytes] = {}
         for number, line in enumerate(lines, 1):
-            words = line.split("#", 1)[0].split()
+            words = COMMENT.split(line, maxsplit=1)[0].split()
             if not words:
                 continue
             if len(words) > 2 or len(words[-1]) < SHORTEST:

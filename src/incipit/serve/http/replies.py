@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,11 +34,12 @@ class Head:
         }
 
 
-def usage(ends: Iterable[End]) -> dict[str, Any]:
-    """Counts of tokens. Rows of the soft prompt are read too, and cost nothing anew: they count as cached."""
-    ends = list(ends)
-    soft = sum(end.prompt_tokens for end in ends)
-    read, written = soft + sum(end.input_tokens for end in ends), sum(end.new_tokens for end in ends)
+def usage(ends: Sequence[End], n: int = 1) -> dict[str, Any]:
+    """Counts of tokens. Rows of the soft prompt are read too, and cost nothing anew: they count as cached. What n
+    answers read counts once, as at OpenAI."""
+    asked, written = ends[::n], sum(end.new_tokens for end in ends)
+    soft = sum(end.prompt_tokens for end in asked)
+    read = soft + sum(end.input_tokens for end in asked)
     return {
         "prompt_tokens": read,
         "completion_tokens": written,

@@ -25,13 +25,14 @@ FOR_ONE = 4  # of them, for one prompt: a slow one must not hold up the others
 
 @dataclass
 class Called:
-    """One HTTP request as the log and the limits know it. client: whose; `rows` and `tokens` are filled in."""
+    """One HTTP request as the log and the limits know it. client: whose; the others are filled in. seconds: allowed."""
 
     id: str
     client: str
     model: str = ""
     rows: int = 0
     tokens: int = 0
+    seconds: float = 0.0
 
 
 class Bell:
@@ -99,7 +100,7 @@ class Desk:
 
         live: tell of tokens as they come, and not only of ends.
         """
-        given = min(timeout or self.timeout, self.timeout)
+        given = called.seconds = min(timeout or self.timeout, self.timeout)
         until = time.monotonic() + given
         turn = self._turns.setdefault(model, asyncio.Semaphore(FOR_ONE))
         try:
@@ -120,17 +121,15 @@ class Desk:
         version, asks = job.result()
         called.model = version.name if version is not None else self.backbone_name
         called.rows = len(asks)
+        own = [replace(a, client=called.client) for a in asks]
+        taken = Round(self, version, own, until, called, live)
         try:
             if len(asks) > self.rows:
                 said = f"{len(asks)} answers in one request, at most {self.rows} are allowed: send several requests"
                 raise Refusal(422, said, code="too_many_rows")
-            taken = Round(
-                self, version, [replace(a, client=called.client) for a in asks], until, called, live
-            )
             taken.start()
         except BaseException:
-            if version is not None:
-                version.release()
+            taken.close()
             raise
         return taken
 
@@ -189,7 +188,7 @@ class Round:
             index = self._waiting[0]
             left = self.until - time.monotonic()
             if left <= 0:
-                raise Refusal.crowded(self.desk.timeout)
+                raise Refusal.crowded(self.called.seconds)
             try:
                 ticket = self.desk.engine.submit(replace(self.asks[index], timeout=left))
             except (ClientLimit, Saturated):

@@ -9,7 +9,8 @@ from typing import Any
 
 from incipit.backbones import Backbone, EncoderBackbone
 from incipit.decode.rank import candidates
-from incipit.errors import BackboneError, DataError, TooLong
+from incipit.errors import ArtifactError, AskError, BackboneError, DataError, IncipitError, TooLong
+from incipit.questions import Asked
 from incipit.questions import ask as questioned
 from incipit.serve.asks import Ask, Choose, PinnedVersion, Sampling
 from incipit.serve.http.refusals import Refusal
@@ -147,7 +148,7 @@ def classify(
     """One Ask and its label words for each input, which is put into the prompt's text form."""
     asks, words = [], []
     for i, one in enumerate(inputs):
-        example = questioned(version.form, one, f"input {i}" if len(inputs) > 1 else "")
+        example = _example(version, one, f"input {i}" if len(inputs) > 1 else "")
         if len(example.choices) < 2:
             said = f"prompt {version.name!r} writes free text and has no label words: ask /v1/completions"
             raise Refusal(400, said, code="no_labels", param="model")
@@ -161,12 +162,11 @@ def sampling(
     body: Writing, version: PinnedVersion | None, asked: int | None, new: int, logprobs: bool
 ) -> Sampling:
     """How to write: what the request says, else what the prompt's recipe says, else greedy and `new` tokens."""
-    recipe = (version.card.get("recipe") or {}).get("decode") or {} if version is not None else {}
-    drawn = recipe if recipe.get("sample") and body.temperature is None else {}
-    temperature = float(drawn.get("temperature", 1.0)) if drawn else (body.temperature or 0.0)
+    most, drawn = _recipe(version, new)
+    drawn = drawn if body.temperature is None else {}
     return Sampling(
-        max_new_tokens=asked or int(recipe.get("max_new_tokens", new)),
-        temperature=temperature,
+        max_new_tokens=asked or most,
+        temperature=drawn.get("temperature", body.temperature or 0.0),
         top_p=float(body.top_p if body.top_p is not None else drawn.get("top_p", 1.0)),
         top_k=max(0, int(body.top_k if body.top_k is not None else drawn.get("top_k", 0))),
         seed=body.seed,
@@ -175,6 +175,26 @@ def sampling(
         ignore_end=bool(body.ignore_eos),
         logprobs=logprobs,
     )
+
+
+def _recipe(version: PinnedVersion | None, new: int) -> tuple[int, dict[str, float]]:
+    """(new tokens, how to draw them) of a prompt's recipe. Raises ArtifactError for what is no recipe of decoding."""
+    if version is None:
+        return new, {}
+    try:
+        said = (version.card.get("recipe") or {}).get("decode") or {}
+        found = Sampling(
+            max_new_tokens=int(said.get("max_new_tokens", new)),
+            temperature=float(said.get("temperature", 1.0)),
+            top_p=float(said.get("top_p", 1.0)),
+            top_k=max(0, int(said.get("top_k", 0))),
+        )
+        drawn = {"temperature": found.temperature, "top_p": found.top_p, "top_k": found.top_k}
+        return found.max_new_tokens, drawn if said.get("sample") else {}
+    except (AskError, AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise ArtifactError(
+            f"the card of prompt {version.name!r} does not say how to decode ({type(error).__name__}): write it again"
+        ) from error
 
 
 def _times(
@@ -207,7 +227,23 @@ def _in_form(reader: Reader, text: Any, version: PinnedVersion | None) -> tuple[
     if version is None or not isinstance(text, str):
         what = "the backbone itself has no text form" if version is None else "token ids have no text form"
         raise Refusal(400, f"{what}: leave `form` out", code="invalid_value", param="form")
-    example = questioned(version.form, text)
+    example = _example(version, text)
     if example.messages:
         return reader.chat([{"role": m.role, "content": m.content} for m in example.messages[:-1]])
     return reader.text(example.input)
+
+
+def _example(version: PinnedVersion, asked: Asked, place: str = "") -> Example:
+    """What is asked, in the prompt's text form. Raises DataError, also where a record or a form has other types."""
+    try:
+        found = questioned(version.form, asked, place)
+        for word in found.choices:
+            _sound(word)
+        return found
+    except IncipitError:
+        raise
+    except Exception as error:  # a card is a stranger's, and so is what is put into its form
+        raise DataError(
+            f"{place or 'the input'} does not fit the text form of prompt {version.name!r} ({type(error).__name__}): "
+            "send the fields that it reads, as text"
+        ) from error

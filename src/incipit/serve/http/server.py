@@ -33,7 +33,7 @@ class Server(uvicorn.Server):
         self, gate: Gate, *, grace: float = 30.0, told: Callable[[str, int], None] | None = None
     ) -> None:
         config = uvicorn.Config(
-            gate, log_config=None, access_log=False, lifespan="on", server_header=False, ws="none",
+            gate, http="h11", log_config=None, access_log=False, lifespan="on", server_header=False, ws="none",
             timeout_keep_alive=KEPT_ALIVE, timeout_graceful_shutdown=LAST,
         )  # fmt: skip
         super().__init__(config)

@@ -114,12 +114,21 @@ class Part(Body):
     text: Text
 
 
+# What the stock client sends back with an answer that it was given; it has no meaning here, and is empty.
+Empty = Annotated[Any, _only("", [], do="answers but text: leave out what a message has besides its content")]
+
+
 class Turn(Body):
     """One message of a chat."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: Text | Annotated[list[Part], Field(min_length=1, max_length=64)]
     name: Annotated[str | None, _only("", do="names of speakers: leave `name` out")] = None
+    refusal: Empty = None
+    annotations: Empty = None
+    audio: Empty = None
+    function_call: Empty = None
+    tool_calls: Empty = None
 
     @property
     def text(self) -> str:

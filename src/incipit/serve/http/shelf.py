@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path
@@ -101,9 +102,11 @@ def router(desk: Desk) -> APIRouter:
     def model(model: Named) -> Response:
         if model == desk.backbone_name:
             return Json(_backbone(desk))
-        card = desk.store.card(model)
-        told = _model(desk, model, Listed(str(card["name"]), "", "", card=card))
-        told["root"] = str(card["name"])
+        listed = desk.store.listed(model)
+        card = desk.store.card(
+            f"{listed.name}@{listed.id}"
+        )  # of this version, whatever the name means by now
+        told = _model(desk, model, replace(listed, card=card))
         told["incipit"] |= {
             "form": card["task"],
             "versions": card.get("versions", {}),
@@ -197,7 +200,7 @@ def _backbone(desk: Desk) -> dict[str, Any]:
 
 
 def _model(desk: Desk, name: str, listed: Listed) -> dict[str, Any]:
-    root = f"{listed.name}@{listed.id[:SHORT]}" if listed.id else listed.name
+    root = f"{listed.name}@{listed.id[:SHORT]}"
     return _entry(desk, name, root, desk.backbone_name, _about(listed.card) | {"alias": name != listed.name})
 
 
@@ -262,7 +265,11 @@ def _several(card: Mapping[str, Any]) -> dict[str, Any]:
     weights = list(weights) if isinstance(weights, list) else []
     if not isinstance(members, list | tuple):
         return {}
-    names = [str(one["name"]) if isinstance(one, Mapping) else str(one) for one in members]
+    names = [str(one.get("name", "")) if isinstance(one, Mapping) else str(one) for one in members]
     whole = [one for one in members if isinstance(one, Mapping)]
     more = {"prompt": "ensemble", "length": longest(whole)} if whole else {}
-    return {"method": card["method"], "members": names} | more | ({"weights": weights} if weights else {})
+    return (
+        {"method": str(card.get("method", "")), "members": names}
+        | more
+        | ({"weights": weights} if weights else {})
+    )

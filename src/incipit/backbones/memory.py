@@ -1,0 +1,109 @@
+"""What stays between passes: keys and values of rows in slots, and of the prompts that they read on a shelf.
+
+# R prompts at hand, N key/value heads, P length, D head dim
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from incipit.injection import Injection, LayerShape
+
+
+class Slots:
+    """Keys and values [slots, N, room, D] of each layer; zero where nothing was written: masked numbers are finite."""
+
+    def __init__(
+        self, shapes: Sequence[LayerShape], slots: int, room: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.room = room
+
+        def empty(heads: int, size: int) -> Tensor:
+            return torch.zeros(slots, heads, room, size, dtype=dtype, device=device)
+
+        self.keys = [empty(s.kv_heads, s.head_dim) for s in shapes]
+        self.values = [empty(s.kv_heads, s.value_dim) for s in shapes]
+
+    def clear(self, slot: int) -> None:
+        """Write zeros: after a row whose numbers were not finite."""
+        for tensor in (*self.keys, *self.values):
+            tensor[slot] = 0
+
+
+class Shelf:
+    """Prompts that are being read: keys and values [R, N, P, D] of each layer, right-aligned, in places 0..used - 1.
+
+    Places move when a prompt leaves, so that those in use stand side by side; `place` says where one is now.
+    """
+
+    def __init__(self, shapes: Sequence[LayerShape], dtype: torch.dtype, device: torch.device) -> None:
+        self.shapes, self.dtype, self.device = tuple(shapes), dtype, device
+        self.place: dict[str, int] = {}
+        self.readers: dict[str, int] = {}
+        self.live = torch.zeros(0, 0, dtype=torch.bool, device=device)  # [R, P]
+        self.lengths: dict[str, int] = {}
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self._grow(4, 4)
+
+    @property
+    def length(self) -> int:
+        """P of the longest prompt in use."""
+        return max(self.lengths.values(), default=0)
+
+    def enter(self, name: str, make: Callable[[], Injection]) -> None:
+        """One more row reads the prompt `name`; `make` gives its keys and values (K = 1) when it is not here yet."""
+        if name in self.readers:
+            self.readers[name] += 1
+            return
+        injection = make()
+        assert injection.key_live is not None
+        alive = injection.key_live[0]
+        length, at = int(alive.sum()), len(self.place)
+        rows, wide = self.live.shape
+        if at >= rows or length > wide:
+            self._grow(2 * rows if at >= rows else rows, max(wide, -(-length // 16) * 16))
+        self.place[name], self.readers[name], self.lengths[name] = at, 1, length
+        pairs = ((self.keys, injection.keys), (self.values, injection.values))
+        for whole, parts in pairs:
+            for layer, part in enumerate(parts["decoder"]):
+                whole[layer][at] = 0
+                whole[layer][at, :, whole[layer].shape[2] - length :] = part[0, :, alive]
+        self.live[at] = False
+        self.live[at, self.live.shape[1] - length :] = True
+
+    def leave(self, name: str) -> None:
+        """A row of the prompt is gone; after the last one, the prompt in the last place moves to where it was."""
+        self.readers[name] -= 1
+        if self.readers[name]:
+            return
+        at = self.place.pop(name)
+        del self.readers[name], self.lengths[name]
+        last = len(self.place)
+        if at != last:
+            moved = next(n for n, place in self.place.items() if place == last)
+            self.place[moved] = at
+            for tensor in (*self.keys, *self.values, self.live):
+                tensor[at] = tensor[last]
+
+    def _grow(self, rows: int, wide: int) -> None:
+        live = torch.zeros(rows, wide, dtype=torch.bool, device=self.device)
+        old_rows, old = self.live.shape
+        if old:
+            live[:old_rows, wide - old :] = self.live
+        self.live = live
+
+        def grown(before: list[Tensor], sizes: list[int]) -> list[Tensor]:
+            out = []
+            for layer, (shape, size) in enumerate(zip(self.shapes, sizes, strict=True)):
+                tensor = torch.zeros(rows, shape.kv_heads, wide, size, dtype=self.dtype, device=self.device)
+                if old:
+                    tensor[:old_rows, :, wide - old :] = before[layer]
+                out.append(tensor)
+            return out
+
+        self.keys = grown(self.keys, [s.head_dim for s in self.shapes])
+        self.values = grown(self.values, [s.value_dim for s in self.shapes])
