@@ -131,7 +131,7 @@ DAMAGED: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: os.truncate(f / TENSORS, 100), "is truncated or not a safetensors file"),
     (lambda f: (f / TENSORS).write_bytes(b""), "is truncated or not a safetensors file"),
     (lambda f: os.truncate(f / CARD, 100), "is not valid JSON"),
-    (edit(lambda c: c.update(schema=2)), "written by a newer incipit (schema 2, known: 1): upgrade with pip install"),
+    (edit(lambda c: c.update(schema=2)), "written by a newer incipit (schema 2, known: 1): upgrade incipit"),
     (edit(lambda c: c.pop("schema")), "card.json names no schema"),
     (edit(lambda c: c.pop("prompt")), "card.json lacks prompt: restore it"),
     (edit(lambda c: c.update(backbone={"name": "x"})), "card.json lacks backbone.hidden, backbone.fingerprint"),

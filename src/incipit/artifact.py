@@ -190,7 +190,7 @@ def load(place: files.PathLike) -> Artifact:
         if missing:
             raise ArtifactError(
                 f"{str(place)!r} is no prompt artifact: {' and '.join(missing)} not found there; "
-                "give a folder that `incipit tune` wrote"
+                f"{_below(place) or 'give a folder that `incipit tune` wrote'}"
             )
         card = read_card(folder / CARD, str(place))
         try:
@@ -212,6 +212,15 @@ def load(place: files.PathLike) -> Artifact:
     return Artifact(str(place), card, tensors)
 
 
+def _below(place: files.PathLike) -> str:
+    """What to do where a run's folder was named: its artifacts stand one folder deeper."""
+    if files.is_remote(place):
+        return ""
+    found = sorted(str(p.parent) for p in Path(place).glob(f"*/{CARD}") if not p.parent.name.startswith("."))
+    listed = ", ".join(map(repr, found[:3])) + (", ..." if len(found) > 3 else "")
+    return f"name an artifact below it: {listed}" if found else ""
+
+
 def read_card(path: files.PathLike, place: str) -> dict[str, Any]:
     """A card.json with its schema checked; ArtifactError for one of another version or with parts missing."""
     return parse_card(files.content(path), place)
@@ -230,7 +239,7 @@ def parse_card(data: bytes, place: str) -> dict[str, Any]:
     if card["schema"] > SCHEMA:
         raise ArtifactError(
             f"{place!r} was written by a newer incipit (schema {card['schema']}, known: {SCHEMA}): "
-            "upgrade with pip install -U incipit"
+            "upgrade incipit"
         )
     lacking = [k for k, kind in _CARD.items() if not isinstance(card.get(k), kind)]
     if not lacking:

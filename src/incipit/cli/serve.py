@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from incipit.cli import options
+from incipit.errors import ServeError
 
 if TYPE_CHECKING:
     from incipit.serve.http.keys import Keys
@@ -18,6 +20,7 @@ SWITCH = (
     0.001  # seconds after which the thread that runs lets another one: the engine's must not hold up HTTP
 )
 KEY, ADMIN_KEY = "INCIPIT_API_KEY", "INCIPIT_ADMIN_KEY"  # a key that no file holds
+NEEDS = ("fastapi", "uvicorn", "prometheus_client")  # what the extra "serve" brings
 
 
 def _option(name: str, metavar: str, says: str, **more: Any) -> Any:
@@ -101,6 +104,7 @@ def serve(
     Any client of OpenAI's API can ask: `model` names the prompt. A page to try them is at /. The log is one
     JSON line a request on stderr. SIGTERM: running requests finish, new ones get 503, then it exits with 0.
     """
+    _needed()
     from incipit.serve.http import keeper, logs
 
     known, admins = _keys(keys, KEY), _keys(admin_keys, ADMIN_KEY)
@@ -144,6 +148,13 @@ def serve(
         server.Server(make_app(engine, store, chosen), grace=grace, told=told).run(sockets=[sock])
     finally:
         undo()
+
+
+def _needed() -> None:
+    """ServeError where the server's packages are not installed."""
+    absent = [name.replace("_", "-") for name in NEEDS if find_spec(name) is None]
+    if absent:
+        raise ServeError(f"the server needs {', '.join(absent)}: pip install {' '.join(absent)}")
 
 
 def _keys(path: Path | None, variable: str) -> Keys:

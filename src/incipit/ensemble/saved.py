@@ -192,7 +192,7 @@ def parse_card(data: bytes, place: str) -> dict[str, Any]:
     if card.get("schema") != SCHEMA or card["method"] not in METHODS:
         raise ArtifactError(
             f"{place!r} was written by a newer incipit (schema {card.get('schema')}, method "
-            f"{card['method']!r}): upgrade with pip install -U incipit"
+            f"{card['method']!r}): upgrade incipit"
         )
     return dict(card)
 
