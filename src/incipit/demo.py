@@ -205,9 +205,7 @@ def _prompts(
 def _whole(name: str, task: str, folder: Path, overwrite: bool) -> float:
     """Model tuning of a fresh copy of the backbone; its test score."""
     fresh = load(name, dtype="float32", device="auto")
-    done = tune(
-        [recipe(task, fresh, 1, "model")], folder / WHOLE, overwrite=overwrite, backbone=fresh
-    )
+    done = tune([recipe(task, fresh, 1, "model")], folder / WHOLE, overwrite=overwrite, backbone=fresh)
     return float(next(iter(done[0].scores["test"].values())))
 
 

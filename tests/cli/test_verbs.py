@@ -137,7 +137,10 @@ def test_evaluate_where_the_data_is_not_says_how_to_name_it(
     same = call("evaluate", tmp_path / "out" / "mine")
     assert same.out == told.out and same.err == ""
     (tmp_path / "mine" / "rows.jsonl").write_text(rows.replace("film 7", "play 7"))
-    assert call("evaluate", tmp_path / "out" / "mine").err == "note: the data of 'mine' has changed since it was made\n"
+    assert (
+        call("evaluate", tmp_path / "out" / "mine").err
+        == "note: the data of 'mine' has changed since it was made\n"
+    )
 
 
 def test_predict_one_prompt(call: Call, tuned: Run) -> None:

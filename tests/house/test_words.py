@@ -78,7 +78,7 @@ def test_nobody_is_told_to_install_another_project(root: Path, tracked: list[str
 )
 def test_the_search_for_another_project_bites(line: str) -> None:
     assert BY_NAME.search(line)
-    assert not BY_NAME.search("pip install \"path/to/incipit[serve]\"")
+    assert not BY_NAME.search('pip install "path/to/incipit[serve]"')
     assert not BY_NAME.search("pip install incipit-0.1.0-py3-none-any.whl")
 
 

@@ -67,7 +67,11 @@ def _labels(path: str, axis: str, labels: Any, table: Mapping[str, Any]) -> Iter
         if axis != "backbone" or not isinstance(labels, str):
             yield f"{path}: {labels!r} is no list; write names of [{home}] in square brackets"
     else:
-        yield from (f"{path}: {one!r} is not in [{home}]{nearest(str(one), known)}" for one in labels if one not in known)
+        yield from (
+            f"{path}: {one!r} is not in [{home}]{nearest(str(one), known)}"
+            for one in labels
+            if one not in known
+        )
 
 
 def _axes(path: str, experiment: Mapping[str, Any]) -> Iterator[str]:

@@ -157,7 +157,9 @@ class Study:
         if "seeds" in table:
             changes["train.seeds"] = table["seeds"]
         backbones, match = table["backbone"], str(changes.pop("match", ""))
-        label = _filled(own, backbones, coordinates) if isinstance(backbones, str) else coordinates["backbone"]
+        label = (
+            _filled(own, backbones, coordinates) if isinstance(backbones, str) else coordinates["backbone"]
+        )
         if label not in self.table["backbones"]:
             raise RecipeError(
                 f"{own}: {label!r} is not in [backbones]{nearest(label, self.table['backbones'])}"
@@ -177,7 +179,8 @@ class Study:
         """The [task] table of a task, with the data folder written in."""
         task = {k: v for k, v in self.table["tasks"][label].items() if k != "set"}
         return {
-            k: v.replace("{data}", self.data) if k in PLACES and isinstance(v, str) else v for k, v in task.items()
+            k: v.replace("{data}", self.data) if k in PLACES and isinstance(v, str) else v
+            for k, v in task.items()
         }
 
     def _cell(

@@ -151,8 +151,7 @@ def load(place: files.PathLike) -> SavedAttempt:
         raise ArtifactError(f"{str(place)!r}: {CARD} lacks {', '.join(lacking)}: restore it from its source")
     if card.get("schema") != SCHEMA:
         raise ArtifactError(
-            f"{str(place)!r} was written by a newer incipit (schema {card.get('schema')}): upgrade "
-            "incipit"
+            f"{str(place)!r} was written by a newer incipit (schema {card.get('schema')}): upgrade incipit"
         )
     tensors = files.load_tensors(Path(place) / TENSORS)[0] if files.exists(Path(place) / TENSORS) else {}
     if {n: files.sha256_tensor(t) for n, t in tensors.items()} != card["tensors"]:
