@@ -1,10 +1,13 @@
 """The demo in small: two steps each, on the built-in backbones."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from incipit import artifact, demo, files
+from incipit.backbones import tiny
+from incipit.errors import StorageError
 
 
 @pytest.mark.real
@@ -40,3 +43,22 @@ def test_an_encoder_leaves_free_text_out(monkeypatch: pytest.MonkeyPatch, tmp_pa
     said: list[str] = []
     report = demo.run(tmp_path / "demo", backbone="builtin:minilm", say=said.append)
     assert report.rows == [] and any("items: left out" in line for line in said)
+
+
+def test_a_second_demo_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "demo" / "builtin-lm").mkdir(parents=True)
+    with pytest.raises(StorageError, match="exists already: pass --overwrite, or choose another --folder"):
+        demo.run(tmp_path / "demo", say=print)
+
+
+def test_without_matplotlib_all_is_there_but_the_figure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tiny.save("bert", tmp_path / "bert")
+    monkeypatch.setattr(demo, "builtin_names", lambda: ("reviews",))
+    monkeypatch.setattr(demo, "STEPS", {"encoder": 4, "generative": 4, "model": 4})
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said: list[str] = []
+    report = demo.run(tmp_path / "demo", backbone=str(tmp_path / "bert"), say=said.append)
+    assert [row.task for row in report.rows] == ["reviews"] and report.figure == ""
+    assert said[-1] == "no figure without matplotlib: pip install matplotlib"

@@ -50,6 +50,12 @@ def test_paths_of_a_task_start_at_the_recipe(tmp_path: Path) -> None:
     assert (len(task.train), len(task.validation)) == (2, 2)
 
 
+def test_a_recipe_with_the_mark_and_the_line_ends_of_windows(tmp_path: Path) -> None:
+    text = 'name = "mine"\n[task]\nbuiltin = "reviews"\n'
+    (tmp_path / "mine.toml").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert Recipe.read(tmp_path / "mine.toml").name == "mine"
+
+
 def test_a_built_in_task_takes_changes() -> None:
     recipe = Recipe.of(REVIEWS, ["task.shots=3"])
     assert recipe.spec.shots == 3 and len(recipe.load_task().train) == 6

@@ -322,7 +322,7 @@ def test_without_matplotlib_all_else_works(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     swept = sweep([recipe()], {"lr": [0.1, 0.3]}, tmp_path, show=False, backbone=llama)
-    assert (swept.figure, swept.note) == ("", 'no figure without matplotlib: pip install "incipit[study]"')
+    assert (swept.figure, swept.note) == ("", "no figure without matplotlib: pip install matplotlib")
     assert files.exists(tmp_path / "sweep.json") and not files.exists(tmp_path / "sweep.png")
 
 

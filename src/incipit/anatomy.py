@@ -254,7 +254,7 @@ def draw(anatomy: Anatomy, path: files.PathLike, title: str = "") -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise PromptError('a figure needs matplotlib: pip install "incipit[study]"') from error
+        raise PromptError("a figure needs matplotlib: pip install matplotlib") from error
     height = 4 + (0.8 + 0.3 * len(anatomy.labels) if anatomy.labels else 0)
     figure = Figure(figsize=(10, height), layout="constrained")
     above: Any = figure

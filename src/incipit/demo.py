@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,10 +21,12 @@ from incipit.baselines import demonstrated, nearest_class_mean
 from incipit.batch import collate
 from incipit.decode import Prediction, predict, stacked
 from incipit.encode import question
+from incipit.errors import StorageError
 from incipit.evaluation import DecodeOptions, evaluate
 from incipit.prompts import Prompt
 from incipit.recipe import Recipe
 from incipit.run import Tuned, tune
+from incipit.run.curves import MISSING
 from incipit.tasks.example import Example
 from incipit.tasks.task import Task, builtin, builtin_names
 
@@ -33,6 +36,7 @@ SHOTS = {
     "generative": 4,
 }  # per class for the class means; demonstrations that fit the small context
 TUNED_WHOLE = "questions"  # the task whose model tuning is shown for comparison
+WHOLE = "model-tuning"  # the folder of that
 STEPS = {"encoder": 120, "generative": 300, "model": 60}
 OPTIONS = DecodeOptions(batch=64, generate=GenerateOptions(max_new_tokens=12))
 Say = Callable[[str], None]
@@ -92,6 +96,9 @@ def run(
     plan: dict[str, list[Task]] = {}
     for task in tasks:
         plan.setdefault(backbone or (ENCODER if task.labels else GENERATIVE), []).append(task)
+    taken = [f for f in (*(_folder(place, name) for name in plan), place / WHOLE) if files.exists(f)]
+    if taken and not overwrite:
+        raise StorageError(f"{str(taken[0])!r} exists already: pass --overwrite, or choose another --folder")
     mixed_equal = True
     for name, members in plan.items():
         model = load(name, dtype=fastest_dtype("auto"), device="auto")
@@ -103,9 +110,7 @@ def run(
             continue
         say(f"{name}: {model.parameters / 1e6:.1f}M frozen parameters, {len(members)} task(s)")
         rows = {t.name: _baselines(model, name, t, seeds) for t in members}
-        tuned = _prompts(
-            model, name, members, place / name.replace(":", "-").replace("/", "-"), seeds, overwrite, say
-        )
+        tuned = _prompts(model, name, members, _folder(place, name), seeds, overwrite, say)
         for task in members:
             mine = [t for t in tuned if t.record["settings"]["name"] == task.name]
             rows[task.name].prompt_tuning = mean(next(iter(t.scores["test"].values())) for t in mine)
@@ -120,10 +125,17 @@ def run(
             rows[TUNED_WHOLE].model_tuning = _whole(name, TUNED_WHOLE, place, overwrite)
     report.mixed_batch_equal = mixed_equal
     report.seconds = time.monotonic() - started
-    if report.rows:
+    if report.rows and find_spec("matplotlib") is None:
+        say(MISSING)
+    elif report.rows:
         report.figure = str(place / "demo.png")
         draw(report, report.figure)
     return report
+
+
+def _folder(place: Path, name: str) -> Path:
+    """Where the prompts of one backbone go."""
+    return place / name.replace(":", "-").replace("/", "-")
 
 
 def recipe(name: str, backbone: Backbone, seeds: int, method: str = "prompt") -> Recipe:
@@ -193,9 +205,7 @@ def _prompts(
 def _whole(name: str, task: str, folder: Path, overwrite: bool) -> float:
     """Model tuning of a fresh copy of the backbone; its test score."""
     fresh = load(name, dtype="float32", device="auto")
-    done = tune(
-        [recipe(task, fresh, 1, "model")], folder / "model-tuning", overwrite=overwrite, backbone=fresh
-    )
+    done = tune([recipe(task, fresh, 1, "model")], folder / WHOLE, overwrite=overwrite, backbone=fresh)
     return float(next(iter(done[0].scores["test"].values())))
 
 
@@ -242,7 +252,7 @@ def _tied(
 
 
 def draw(report: Report, path: files.PathLike) -> None:
-    """One line per task with a dot for every way of doing it, as a PNG; needs the extra `demo` (matplotlib)."""
+    """One line per task with a dot for every way of doing it, as a PNG; needs matplotlib."""
     import io
 
     from matplotlib.figure import Figure

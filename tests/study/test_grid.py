@@ -57,8 +57,15 @@ def test_cells_are_known_by_their_settings(study: Path) -> None:
         ('do = "ensemble"', 'do = "ensembel"', "do = 'ensembel' is unknown; did you mean 'ensemble'"),
         ("parameters = 1000", "sise = 1000", "backbones.one.sise: unknown key"),
         ('"prompt.length" = 2', '"prompt.lenght" = 2', "prompt.lenght"),
+        ('one = { name = "t5", parameters = 1000 }', 'one = "t5"', "backbones.one: 't5' is no table; write"),
+        ('[experiments.vote]\ntask = ["toy"]\n', "[experiments.vote]\n", "vote.task: missing; name some of [tasks]"),
+        ('vote]\ntask = ["toy"]', 'vote]\ntask = "toy"', "experiments.vote.task: 'toy' is no list; write names"),
+        ("prompt = {}\n", "", "experiments.length.method: missing; name some of [methods] in a list"),
+        ("axes.size = { one = {}, two = {} }", "axes.size = [1, 2]", "axes.size: [1, 2]; write a table of changes"),
+        ('backbone = "{size}"', 'backbone = "{sise}"', "'{sise}' is no template over task, method, size"),
+        ('train = "{data}/toy:train"', "train = 5", "task.train: 5 is no text"),
     ],
-)
+)  # fmt: skip
 def test_a_study_that_cannot_be_read(study: Path, before: str, after: str, says: str) -> None:
     edit(study / "studies" / "toy" / "small.toml", before, after)
     with pytest.raises(RecipeError) as refused:

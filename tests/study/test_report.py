@@ -237,3 +237,24 @@ def test_no_records_no_report(study: Path) -> None:
         DataError, match=r"no record belongs to the study 'toy', scale 'small' \(1 of other settings\)"
     ):
         report.build(Study.read("toy", overrides=["train.steps=9"]), rows)
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "says"),
+    [
+        ("study.toml", 'title = "A toy study"\n', "study.toml lacks 'title': write it there"),
+        ("study.toml", 'paper = "Figure 1"\n', "study.toml: [[sections]] 1 lacks 'paper'"),
+        ("claims.toml", 'experiment = "size"\n', "claims.toml: claim 1 lacks 'experiment'"),
+        ("claims.toml", "number = 2\n", "claims.toml: claim 2 lacks 'number'"),
+        ("published.toml", 'columns = ["size", "score"]\n', "published.toml: [[tables]] 1 lacks 'columns'"),
+    ],
+)
+def test_a_key_that_is_lacking_is_named(study: Path, file: str, line: str, says: str) -> None:
+    path = study / "studies" / "toy" / file
+    text = files.read_bytes(path).decode()
+    assert line in text
+    files.atomic_write(path, text.replace(line, "", 1))
+    plan = Study.read("toy")
+    with pytest.raises(RecipeError) as refused:
+        report.build(plan, made(plan, "length", {("2",): [0.5]}))
+    assert says in str(refused.value)

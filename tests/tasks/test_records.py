@@ -133,6 +133,21 @@ def test_a_bad_file_says_where_and_what_to_do(
     assert said.startswith(message)
 
 
+def test_a_document_in_one_csv_field(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"text,label\n{'word ' * 100_000},1\n")
+    (record,) = rows_of("a.csv", tmp_path)
+    assert len(record.fields["text"]) == 500_000
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "cp1252"])
+def test_another_encoding_is_named_where_it_shows(tmp_path: Path, encoding: str) -> None:
+    text = ("\ufeff" if encoding == "utf-16-be" else "") + "text,label\ncaf\u00e9,1\nth\u00e9,0\n"
+    said = refused(text.encode(encoding), "a.csv", tmp_path)
+    written = "CP1252" if encoding == "cp1252" else "UTF-16"
+    assert f"convert the file with: iconv -f {written} -t UTF-8" in said
+    assert len(said.splitlines()) == (3 if encoding == "cp1252" else 1)
+
+
 def test_all_problems_at_once_and_equal_ones_on_one_line(tmp_path: Path) -> None:
     said = refused(b"{\n[]\n[]\n[]\n", "a.jsonl", tmp_path)
     assert said.splitlines()[0] == "4 problems in the data:"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from incipit import files
 from incipit.backbones import attend, builtin, internals
 from incipit.backbones.base import Backbone
 from incipit.backbones.causal import CausalBackbone
@@ -150,7 +150,7 @@ def _placed(model: nn.Module, device: torch.device, name: str) -> nn.Module:
 def _known(name: str) -> str:
     """The name, unless it looks like a folder that is not there: a hub would only say that the name is
     wrong."""
-    if Path(name).is_dir() or not (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if files.folder_files(name) is not None or not (name.startswith((".", "/", "~")) or name.count("/") > 1):
         return name
     raise BackboneError(
         f"there is no folder {name!r}: check the path, or give a Hugging Face id (owner/name)"
@@ -163,7 +163,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _move(name: str) -> str:
-    if name.startswith("builtin:") or Path(name).is_dir():
+    if name.startswith("builtin:") or files.folder_files(name) is not None:
         return "check that the folder holds config.json, the weights and the tokenizer"
     return "check the id and the network, or give a local folder; `builtin:minilm` works offline"
 
@@ -172,5 +172,5 @@ def fastest_dtype(device: str = "cpu") -> str:
     """ "bfloat16" where the hardware multiplies it fast, else "float32"."""
     if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
         return "bfloat16"
-    able = torch.cpu.get_capabilities()
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch do not tell
     return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"

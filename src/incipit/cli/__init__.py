@@ -8,9 +8,11 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import typer
 
+from incipit import __version__
 from incipit.cli import (
     demo,
     ensemble,
@@ -39,8 +41,18 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"incipit {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _group() -> None:
+def _group(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which one this is.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
     """Soft prompts for frozen language models: learn, evaluate, use and inspect them."""
 
 

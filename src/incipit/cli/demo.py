@@ -67,6 +67,7 @@ def demo(
     equal = "the same as" if report.mixed_batch_equal else "DIFFERENT from"
     typer.echo(f"\nA batch per model mixes its prompts; its answers are {equal} those of each prompt alone:")
     output.table(["task", "input", "answer"], report.mixed)
-    typer.echo(f"\n{report.seconds:.0f} s; figure: {report.figure}; prompts: {', '.join(report.places)}")
+    figure = f"figure: {report.figure}; " if report.figure else ""
+    typer.echo(f"\n{report.seconds:.0f} s; {figure}prompts: {', '.join(report.places)}")
     typer.echo(NEXT.format(first=report.places[0]))
     output.write(json, report.table())

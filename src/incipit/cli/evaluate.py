@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from incipit.cli import opened, options, output
+from incipit.errors import DataError
+
+if TYPE_CHECKING:
+    from incipit.artifact import Artifact
+    from incipit.ensemble import Saved
+    from incipit.tasks.example import Example
+    from incipit.tasks.task import Task
+    from incipit.transfer import SavedAttempt
 
 
 def evaluate(
@@ -44,8 +53,7 @@ def evaluate(
     backbones = opened.Backbones(backbone)
     results: list[dict[str, Any]] = []
     for artifact in opened.readers(artifacts):
-        chosen = opened.task_named(task) if task else opened.own_task(artifact, data, split)
-        examples = run.examples_of(chosen, split)
+        chosen, examples = _examples(artifact, task, data, split)
         recipe = opened.recipe_of(artifact)
         model = backbones.of(artifact)
         decoding = run.decode_options(recipe) if recipe is not None else None
@@ -79,3 +87,23 @@ def evaluate(
     rows = [[*(one[key] for key in shown), output.scores(one["scores"])] for one in results]
     output.table(["prompt", *shown[1:], "scores"], rows)
     output.write(json, results)
+
+
+def _examples(
+    artifact: Artifact | Saved | SavedAttempt, task: str, data: str, split: str
+) -> tuple[Task, Sequence[Example]]:
+    """What it is scored on: a task, and one of its splits."""
+    from incipit import run
+
+    if task or data:
+        chosen = opened.task_named(task) if task else opened.own_task(artifact, data, split)
+        return chosen, run.examples_of(chosen, split)
+    chosen = opened.own_task(artifact)
+    try:
+        examples = run.examples_of(chosen, split)
+    except DataError as error:
+        raise DataError(f"{error}; --data FILE or --task RECIPE names other data") from error
+    known = artifact.card.get("data", {}).get("task")
+    if known and known != chosen.data_hash:
+        typer.echo(f"note: the data of {artifact.name!r} has changed since it was made", err=True)
+    return chosen, examples

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from incipit.errors import ArtifactError, DataError, nearest
+from incipit.errors import ArtifactError, BackboneError, DataError, nearest
 
 if TYPE_CHECKING:
     from incipit.artifact import Artifact
@@ -79,9 +79,15 @@ class Backbones:
         sentinel = str(settings.get("sentinel", ""))
         key = (name, dtype, revision, sentinel)
         if key not in self._loaded:  # trust_code is never taken from a card: it would run a stranger's code
-            self._loaded[key] = load(
-                name, dtype=dtype, device="auto", revision=revision or None, sentinel=sentinel
-            )
+            try:
+                self._loaded[key] = load(
+                    name, dtype=dtype, device="auto", revision=revision or None, sentinel=sentinel
+                )
+            except BackboneError as error:
+                if self.name:
+                    raise
+                move = "where the model is elsewhere now, say so with --backbone"
+                raise BackboneError(f"{artifact.place}: {error}; {move}") from error
             for note in self._loaded[key].notes:
                 typer.echo(f"note: {note}", err=True)
         return self._loaded[key]
@@ -108,6 +114,8 @@ def task_named(name: str) -> Task:
         return builtin(name)
     table = files.read_toml(name)
     keys = table["task"] if isinstance(table.get("task"), dict) else table
+    if keys is not table and not {"builtin", "form"} & set(keys):  # as in a recipe: one name will do
+        keys = {"name": table.get("name", "run"), **keys}
     if "builtin" in keys:
         return builtin(str(keys["builtin"]), **{k: v for k, v in keys.items() if k != "builtin"})
     return Task.load(keys, base=Path(name).parent)

@@ -72,7 +72,11 @@ def predict(
     if last == "-" or (files.exists(last) and files.folder_files(last) is None):
         source = names.pop()
     if bool(source) == bool(text):
-        raise typer.BadParameter("give the inputs once: --text TEXT, a FILE, or - for standard input")
+        there = bool(source or text or server) or files.is_remote(last) or files.exists(last)
+        raise typer.BadParameter(
+            "give the inputs once: --text TEXT, a FILE, or - for standard input"
+            + ("" if there else f"; there is no file {last!r}")
+        )
     if not names:
         raise typer.BadParameter(f"no ARTIFACT before {source!r}; name the folder of a prompt")
     asked = _asked(source, text)

@@ -35,7 +35,7 @@ HEAD = """# Command line and recipes
 <!-- Written by `python -m incipit.cli.reference`; change the code, not this page. -->
 
 Exit codes: 0 done, 1 an error with its reason on stderr, 2 wrong usage, 130 Ctrl-C. Where the output is no
-terminal, tables are tab-separated lines.
+terminal, tables are tab-separated lines. `incipit VERB --help` says what stands here, `incipit --version` the version.
 """
 RECIPE = """## Recipe
 
@@ -107,7 +107,7 @@ def _verb(name: str, verb: Callable[..., None]) -> str:
         else:
             named = [d for d in (info.default, *(info.param_decls or ())) if str(d).startswith("--")]
             shown = (
-                str(named[0]) if named else f"--{key}"
+                str(named[0]) if named else f"--{key.replace('_', '-')}"
             )  # inside Annotated the first name stands as default
             shown += "" if kind is bool else f" {info.metavar or '|'.join(_choices(kind))}"
             usage += [shown] if parameter.default is parameter.empty else []

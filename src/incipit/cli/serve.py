@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 
 from incipit.cli import options
 from incipit.cli.options import option, unset
+from incipit.errors import ServeError
 
 if TYPE_CHECKING:
     from incipit.serve.http.keys import Keys
@@ -21,6 +23,7 @@ SWITCH = (
 )
 LIGHT = 2e9  # multiplications and additions of a step that one core does in some 20 ms
 KEY, ADMIN_KEY = "INCIPIT_API_KEY", "INCIPIT_ADMIN_KEY"  # a key that no file holds
+NEEDS = ("fastapi", "uvicorn", "prometheus_client")  # what the extra "serve" brings
 
 
 Model = Annotated[str, option("--backbone", "NAME", "The frozen model that all of them were trained on.")]
@@ -88,6 +91,7 @@ def serve(
     Any client of OpenAI's API can ask: `model` names the prompt. A page to try them is at /. The log is one
     JSON line a request on stderr. SIGTERM: running requests finish, new ones get 503, then it exits with 0.
     """
+    _needed()
     from incipit.serve.http import keeper, logs
 
     known, admins = _keys(keys, KEY), _keys(admin_keys, ADMIN_KEY)
@@ -145,6 +149,13 @@ def _threads(cores: int, work: float) -> int:
     the model is large.
     """
     return cores - 1 if cores > 4 or (cores > 1 and 2 * work < LIGHT) else cores
+
+
+def _needed() -> None:
+    """ServeError where the server's packages are not installed."""
+    absent = [name.replace("_", "-") for name in NEEDS if find_spec(name) is None]
+    if absent:
+        raise ServeError(f"the server needs {', '.join(absent)}: pip install {' '.join(absent)}")
 
 
 def _keys(path: Path | None, variable: str) -> Keys:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Curve = Sequence[tuple[int, float]]  # (step, dev score) of one seed, in the order of the steps
 NAMED = 20  # combinations that a legend can name
-MISSING = 'no figure without matplotlib: pip install "incipit[study]"'
+MISSING = "no figure without matplotlib: pip install matplotlib"
 
 
 def draw(rows: Sequence[Row], curves: Mapping[str, Sequence[Curve]], path: files.PathLike) -> tuple[str, str]:

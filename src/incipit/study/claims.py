@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from incipit.errors import RecipeError, nearest
+from incipit.study.checks import Needed
 from incipit.study.points import Points, error_of, mean_of
 
 HOLDS, FAILS, UNSEEN, NOT_RUN = "holds", "fails", "not visible here", "not run"
@@ -46,8 +47,8 @@ def judge(claims: Sequence[Mapping[str, Any]], points: Points, scale: str = "") 
     """Every claim in its order. Raises RecipeError for an unknown rule or experiment."""
     known = {p.place.experiment for p in points.points}
     found = []
-    for one in claims:
-        claim = {**one, **one.get(scale, {})}
+    for place, one in enumerate(claims, 1):
+        claim = Needed({**one, **one.get(scale, {})}, f"claims.toml: claim {place}")
         rule = str(claim.get("rule", ""))
         verdict, evidence = NOT_RUN, str(claim.get("note", "no rule"))
         if rule and rule not in RULES:

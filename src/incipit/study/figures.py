@@ -23,7 +23,7 @@ def lines(series: Series, places: Sequence[str], x: str, y: str, title: str, joi
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise RecipeError('the report needs matplotlib: pip install "incipit[study]"') from error
+        raise RecipeError("the report needs matplotlib: pip install matplotlib") from error
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.add_subplot()
     for n, (label, points) in enumerate(series.items()):

@@ -26,15 +26,11 @@ from typing import Any
 from incipit import files
 from incipit.errors import RecipeError, nearest
 from incipit.recipe import Recipe
+from incipit.study import checks
 from incipit.tasks.spec import TaskSpec
 from incipit.train.trainee import FREE
 
-AXES = ("task", "backbone", "method")
 DOES = ("tune", "few-shot", "ensemble")
-_TOP = ("title", "base", "backbones", "tasks", "methods", "experiments")
-_BACKBONE = ("name", "parameters", "pretrain", "after", "set", "dtype", "sentinel")
-_HOMES = {"task": "tasks", "backbone": "backbones", "method": "methods", "shift": "tasks"}
-_EXPERIMENT = (*AXES, "axes", "seeds", "set", "shift", "about")
 PLACES = ("data", "train", "validation", "test")  # of a task: where, not what
 
 
@@ -100,28 +96,7 @@ class Study:
             known = [p.stem for p in folder.glob("*.toml") if "experiments" in files.read_toml(p)]
             raise RecipeError(f"study {name!r} has no scale {scale!r}{nearest(scale, known)}")
         table = files.read_toml(path)
-        problems = [f"{k}: unknown key{nearest(k, _TOP)}" for k in table if k not in _TOP]
-        for name_, backbone in table.get("backbones", {}).items():
-            problems += [
-                f"backbones.{name_}.{k}: unknown key{nearest(k, _BACKBONE)}"
-                for k in backbone
-                if k not in _BACKBONE
-            ]
-        for name_, experiment in table.get("experiments", {}).items():
-            problems += [
-                f"experiments.{name_}.{k}: unknown key{nearest(k, _EXPERIMENT)}"
-                for k in experiment
-                if k not in _EXPERIMENT
-            ]
-            for axis, home in _HOMES.items():
-                labels = experiment.get(axis, [])
-                known = list(table.get(home, {}))
-                problems += [
-                    f"experiments.{name_}.{axis}: {k!r} is not in [{home}]{nearest(k, known)}"
-                    for k in (labels if isinstance(labels, list) else [])
-                    if k not in known
-                ]
-        if problems:
+        if problems := checks.problems(table):
             raise RecipeError(f"{path}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
         return cls(folder, scale, table, str(data), tuple(overrides))
 
@@ -182,7 +157,9 @@ class Study:
         if "seeds" in table:
             changes["train.seeds"] = table["seeds"]
         backbones, match = table["backbone"], str(changes.pop("match", ""))
-        label = backbones.format(**coordinates) if isinstance(backbones, str) else coordinates["backbone"]
+        label = (
+            _filled(own, backbones, coordinates) if isinstance(backbones, str) else coordinates["backbone"]
+        )
         if label not in self.table["backbones"]:
             raise RecipeError(
                 f"{own}: {label!r} is not in [backbones]{nearest(label, self.table['backbones'])}"
@@ -201,7 +178,10 @@ class Study:
     def _task(self, label: str) -> dict[str, Any]:
         """The [task] table of a task, with the data folder written in."""
         task = {k: v for k, v in self.table["tasks"][label].items() if k != "set"}
-        return {k: v.replace("{data}", self.data) if k in PLACES else v for k, v in task.items()}
+        return {
+            k: v.replace("{data}", self.data) if k in PLACES and isinstance(v, str) else v
+            for k, v in task.items()
+        }
 
     def _cell(
         self,
@@ -254,6 +234,17 @@ class Study:
         recipe = files.read_toml(self.folder / table["pretrain"])
         own = files.sha256_json({k: v for k, v in recipe.items() if k not in told})
         return [own, self.origin(table["after"])] if "after" in table else [own]
+
+
+def _filled(where: str, template: str, coordinates: Mapping[str, str]) -> str:
+    """The name of a backbone, of a template over the other axes."""
+    try:
+        return template.format(**coordinates)
+    except (KeyError, IndexError, ValueError) as error:
+        raise RecipeError(
+            f"{where}: backbone = {template!r} is no template over {', '.join(coordinates)} ({error}); write a list of "
+            "[backbones], or an axis in braces"
+        ) from error
 
 
 def _lasting(recipe: Recipe, do: str, shots: int) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from typing import Any
 from incipit import files, record
 from incipit.errors import DataError
 from incipit.study import claims, figures
+from incipit.study.checks import AXES, Needed
 from incipit.study.page import Block, Figure, Heading, Table, Text, as_html, as_markdown
-from incipit.study.plan import AXES, Study
+from incipit.study.plan import Study
 from incipit.study.points import VOTED, Point, Points
 
 READING = (
@@ -49,8 +50,11 @@ def build(study: Study, rows: Sequence[Mapping[str, Any]], only: Sequence[str] =
             f"no record belongs to the study {study.folder.name!r}, scale {study.scale!r} ({reasons}): "
             "run it, or give the records of this scale"
         )
-    story = files.read_toml(study.folder / "study.toml")
+    story = Needed(files.read_toml(study.folder / "study.toml"), "study.toml")
     published = _optional(study.folder / "published.toml")
+    for key in ("values", "tables"):
+        rows_of = enumerate(published.get(key, []), 1)
+        published[key] = [Needed(one, f"published.toml: [[{key}]] {n}") for n, one in rows_of]
     report = Report(run=points.run, places=len(points.points))
     report.claims = claims.judge(
         _optional(study.folder / "claims.toml").get("claims", []), points, study.scale
@@ -67,8 +71,8 @@ def build(study: Study, rows: Sequence[Mapping[str, Any]], only: Sequence[str] =
         add(Heading(2, "Claims"))
         header = ["#", "claim", "paper", "verdict", "evidence"]
         add(Table(header, [[str(c.number), c.text, c.source, c.verdict, c.evidence] for c in report.claims]))
-    for section in story.get("sections", []):
-        report.blocks += _section(section, points, published)
+    for n, section in enumerate(story.get("sections", []), 1):
+        report.blocks += _section(Needed(section, f"study.toml: [[sections]] {n}"), points, published)
     report.blocks += _provenance(points)
     return report
 

@@ -28,7 +28,9 @@ from incipit import files
 from incipit.errors import DataError, nearest
 from incipit.tasks.forms import type_name
 
+WIDEST = 2**31 - 1  # letters of a CSV field: a whole document may stand in one, and csv stops at 131,072
 MOST_PROBLEMS = 20  # reading stops here: a list that nobody reads to its end helps nobody
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how such a file begins
 _BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 _STEMS = {"train": ("train",), "validation": ("validation", "valid", "dev", "val"), "test": ("test",)}
 
@@ -166,11 +168,17 @@ def _text_lines(stream: BinaryIO, shown: str, problems: Problems) -> Iterator[tu
             yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             problems.add(f"{shown}:{number}", _not_utf8(error))
+            if number == 1 and line.startswith(UTF16):
+                return  # nor are the other lines
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:
     byte = error.object[error.start]
-    return f"byte {error.start + 1} (0x{byte:02x}) is not UTF-8; convert the file with: iconv -t UTF-8"
+    written = "UTF-16" if error.object.startswith(UTF16) else "CP1252"  # what programs on Windows write
+    return (
+        f"byte {error.start + 1} (0x{byte:02x}) is not UTF-8; convert the file with: "
+        f"iconv -f {written} -t UTF-8, or from whatever it was written in"
+    )
 
 
 def _object(value: Any, place: str, problems: Problems) -> Iterator[Record]:
@@ -216,6 +224,7 @@ def _json(stream: BinaryIO, shown: str, problems: Problems) -> Iterator[Record]:
 
 
 def _csv(stream: BinaryIO, shown: str, problems: Problems) -> Iterator[Record]:
+    csv.field_size_limit(WIDEST)
     reader = csv.reader((line for _, line in _text_lines(stream, shown, problems)), strict=True)
     start = 1
 

@@ -23,7 +23,7 @@ def draw(names: Sequence[str], similarity: Tensor, path: files.PathLike, title: 
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise PromptError('a figure needs matplotlib: pip install "incipit[study]"') from error
+        raise PromptError("a figure needs matplotlib: pip install matplotlib") from error
     count = len(names)
     side = 3.2 + 0.42 * count
     figure = Figure(figsize=(side + 1, side), layout="constrained")
