@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def main() -> None:
 
 def _long(given: argparse.Namespace, plan: workload.Plan, origin: dict[str, Any]) -> None:
     """W6 and W7, as far as their backbones are there."""
-    parts = {
+    parts: dict[str, Callable[[], None]] = {
         "w6": lambda: w6_time_to_accuracy.run(plan, origin, given.out, given.data, given.accuracy),
         "w7": lambda: w7_one_epoch.run(plan, origin, given.out, given.data, fraction=given.fraction),
     }

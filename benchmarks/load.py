@@ -117,7 +117,7 @@ async def opened(
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         if time.perf_counter() > begun + seconds:
             break
-        tasks.append(asyncio.ensure_future(job()))  # type: ignore[arg-type]
+        tasks.append(asyncio.ensure_future(job()))
     return list(await asyncio.gather(*tasks))
 
 

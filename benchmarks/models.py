@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from incipit.backbones import Backbone, wrap
+from incipit.backbones import Backbone, CausalBackbone, wrap
 from incipit.backbones.tiny_tokenizer import build_tokenizer
 
 POSITIONS = 4096
@@ -51,6 +51,13 @@ def backbone(settings: Mapping[str, Any]) -> Backbone:
     return wrap(settings["shape"], model, tokenizer)
 
 
+def causal(settings: Mapping[str, Any]) -> CausalBackbone:
+    """The same of a causal model."""
+    found = backbone(settings)
+    assert isinstance(found, CausalBackbone)
+    return found
+
+
 def soft_rows(settings: Mapping[str, Any], length: int, seed: int = 1) -> torch.Tensor:
     """A prompt's numbers [P, H] at the scale of the embeddings, float32."""
     hidden = SHAPES[settings["shape"]]["hidden"]
@@ -86,17 +93,16 @@ def _llama(shape: Mapping[str, Any]) -> Any:
 def _t5(shape: Mapping[str, Any]) -> Any:
     from transformers import T5Config, T5ForConditionalGeneration
 
-    return T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=shape["vocab"],
-            d_model=shape["hidden"],
-            d_kv=shape["hidden"] // shape["heads"],
-            d_ff=shape["ffn"],
-            num_layers=shape["layers"],
-            num_heads=shape["heads"],
-            dropout_rate=0.0,  # PEFT trains in train(), where noise would hide whether the results are equal
-            pad_token_id=0,
-            eos_token_id=1,
-            decoder_start_token_id=0,
-        )
+    config = T5Config(
+        vocab_size=shape["vocab"],
+        d_model=shape["hidden"],
+        d_kv=shape["hidden"] // shape["heads"],
+        d_ff=shape["ffn"],
+        num_layers=shape["layers"],
+        num_heads=shape["heads"],
+        dropout_rate=0.0,  # PEFT trains in train(), where noise would hide whether the results are equal
+        pad_token_id=0,
+        eos_token_id=1,
     )
+    config.update({"decoder_start_token_id": 0})
+    return T5ForConditionalGeneration(config)

@@ -49,7 +49,7 @@ class Peer:
                 task_type=task,
                 num_virtual_tokens=length,
                 inference_mode=inference,
-                **({"num_transformer_submodules": 1} if self.seq2seq else {}),
+                num_transformer_submodules=1 if self.seq2seq else None,
             )
             with quiet_about_checkpointing():
                 if self.model is None:

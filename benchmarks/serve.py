@@ -80,8 +80,8 @@ def loads(plan: Plan) -> list[Load]:
     """The lines of the table; at toy size two small ones."""
     found = []
     for clients, prompts in ((1, 2), (2, 3)) if plan.toy else GRID:
-        settings = {"shape": plan.shape("llama"), "device": plan.device, "dtype": "float32", "new": 16, "mean": 27,
-                    "length": 100, "batch": max(24, 3 * clients)}  # fmt: skip
+        settings: dict[str, Any] = {"shape": plan.shape("llama"), "device": plan.device, "dtype": "float32"}
+        settings |= {"new": 16, "mean": 27, "length": 100, "batch": max(24, 3 * clients)}
         if plan.toy:
             settings |= {"new": 3, "mean": 6, "length": 5, "batch": 6}
         used = min(prompts, settings["batch"])
@@ -141,9 +141,12 @@ def served(load: Load) -> Iterator[Ours]:
         store = Store(folder, own)
         engine = Engine(own, limits=Limits(waiting=4096, client=4096), rows=66, room=512)
         up, where = threading.Event(), list[int]()
-        server = Server(
-            make_app(engine, store, Options()), told=lambda _, port: (where.append(port), up.set())[1]
-        )
+
+        def listens(_: str, port: int) -> None:
+            where.append(port)
+            up.set()
+
+        server = Server(make_app(engine, store, Options()), told=listens)
         sock = listening("127.0.0.1", 0)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()

@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -29,6 +31,7 @@ class Version:
 
     name: str
     made: Prompt
+    card: Mapping[str, Any] = field(default_factory=dict)
     panel: None = None
 
     @property
@@ -44,6 +47,16 @@ class Version:
 
     def again(self) -> Version:
         return self
+
+    @property
+    def form(self) -> Mapping[str, Any]:
+        return self.card
+
+    def __enter__(self) -> Version:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Nothing is held."""
@@ -93,14 +106,14 @@ def main() -> None:
         return [Ask(t, tasks[i % distinct], do, f"{i % distinct}") for i, t in enumerate(texts)]
 
     wanted = [(1, 1), (4, 4), (16, 1), (16, 16), (32, 32), (64, 64)]  # clients, tasks
-    best = dict.fromkeys(wanted, 0.0)
+    best: dict[tuple[int, int], float] = dict.fromkeys(wanted, 0.0)
     for _ in range(given.rounds):
         for clients, distinct in wanted:
             count = given.requests if clients > 1 else given.requests // 4
             best[clients, distinct] = max(best[clients, distinct], rate(core, asks(count, distinct), clients))
     print(f"{'clients':>8} {'tasks':>6} {'requests/s':>11}")
-    for (clients, distinct), value in best.items():
-        print(f"{clients:>8} {distinct:>6} {value:>11.1f}")
+    for (clients, distinct), found in best.items():
+        print(f"{clients:>8} {distinct:>6} {found:>11.1f}")
     print(f"16 clients over 1: {best[16, 16] / best[1, 1]:.2f} times (promised: 4)")
     print(f"16 tasks over 1, at 16 clients: {best[16, 16] / best[16, 1]:.3f} (promised: 0.95)")
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -316,7 +316,7 @@ async def killed(ask: Asker) -> Found:
     return found
 
 
-PARTS: Mapping[str, Callable[[Asker], Awaitable[Found]]] = {
+PARTS: Mapping[str, Callable[[Asker], Coroutine[Any, Any, Found]]] = {
     "batching": batching,
     "overload": overload,
     "fairness": fairness,

@@ -60,7 +60,7 @@ def encoded(settings: Mapping[str, Any]) -> list[tuple[int, Encoded]]:
 
 def floor_tokens(settings: Mapping[str, Any]) -> int:
     """P + the sum of the lengths: each prompt once, each text token once."""
-    return sum(settings["lengths"]) + rows.tokens([e for _, e in encoded(settings)])
+    return int(sum(settings["lengths"])) + rows.tokens([e for _, e in encoded(settings)])
 
 
 SIDES = {

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import ours, peer, rows, workload
 from benchmarks.measure import Outcome
-from benchmarks.models import SHAPES, backbone
+from benchmarks.models import SHAPES, causal
 from benchmarks.workload import Plan, Variant
 from incipit.batch import Encoded, collate
 from incipit.decode import stacked
@@ -60,14 +60,14 @@ def encoded(settings: Mapping[str, Any]) -> list[tuple[int, Encoded]]:
 
 def floor_tokens(settings: Mapping[str, Any]) -> int:
     """All prompts once and all text tokens once."""
-    return sum(settings["lengths"]) + rows.tokens([e for _, e in encoded(settings)])
+    return int(sum(settings["lengths"])) + rows.tokens([e for _, e in encoded(settings)])
 
 
 class Reading:
     """log p(next token) [B, V] of every row under its prompt; an ensemble is the mean of the probabilities."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings, self.backbone = settings, backbone(settings)
+        self.settings, self.backbone = settings, causal(settings)
         self.rows = encoded(settings)
         self.prompts = ours.input_prompts(self.backbone, settings)
         self.batch = collate(
@@ -129,7 +129,8 @@ def _together(logs: torch.Tensor, settings: Mapping[str, Any]) -> torch.Tensor:
     if settings["job"] != "ensemble":
         return logs
     each = logs.unflatten(0, (len(settings["lengths"]), -1))  # [K, B, V]
-    return each.logsumexp(dim=0) - torch.tensor(float(len(each))).log()
+    mean: torch.Tensor = each.logsumexp(dim=0) - torch.tensor(float(len(each))).log()
+    return mean
 
 
 def _ours(settings: Mapping[str, Any]) -> Any:

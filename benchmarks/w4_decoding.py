@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import ours, workload
 from benchmarks.measure import Outcome, synchronise
-from benchmarks.models import SHAPES, backbone, make, soft_rows
+from benchmarks.models import SHAPES, causal, make, soft_rows
 from benchmarks.workload import Plan, Variant
 from incipit.backbones import GenerateOptions
 from incipit.batch import Encoded, collate
@@ -75,7 +75,7 @@ class Ours:
     """`Backbone.generate` behind a prefilled prompt."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.backbone, self.new = backbone(settings), settings["new"]
+        self.backbone, self.new = causal(settings), settings["new"]
         self.batch = collate(asked(settings), pad_id=self.backbone.pad_id).to(self.backbone.device)
         with torch.no_grad():
             self.kept = self.backbone.prefill(ours.input_prompts(self.backbone, settings)[0].injection())

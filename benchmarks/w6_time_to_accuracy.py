@@ -128,7 +128,7 @@ def peft(recipe: Recipe, task: Task, backbone: Backbone, watch: Watch, steps: in
         prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB,
     )
     with peer.quiet_about_checkpointing():
-        model = get_peft_model(base, choice)
+        model: Any = get_peft_model(base, choice)
     model.train()
     weight = model.prompt_encoder["default"].embedding.weight
     optimiser = torch.optim.AdamW([weight], lr=rate)
