@@ -127,9 +127,9 @@ def exists(path: PathLike) -> bool:
         try:
             return Path(path).exists()
         except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                return False
-            raise
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+    return False
 
 
 def read_json(path: PathLike) -> Any:
@@ -357,9 +357,8 @@ def push_folder(local: Path, place: PathLike, *, overwrite: bool = False) -> Non
 def list_folders(place: PathLike, marker: str) -> list[str]:
     """Addresses of all folders at or below `place` that hold a file named `marker`, sorted."""
     if not is_remote(place):
-        marked = Path(place).rglob(marker)
-        whole = (p for p in marked if not any(map(_unfinished, p.relative_to(place).parts)))
-        return sorted(str(p.parent) for p in whole)
+        found = Path(place).rglob(marker)
+        return sorted(str(p.parent) for p in found if not any(map(_unfinished, p.relative_to(place).parts)))
     import fsspec
 
     system, root = fsspec.core.url_to_fs(os.fspath(place))
