@@ -357,8 +357,8 @@ def push_folder(local: Path, place: PathLike, *, overwrite: bool = False) -> Non
 def list_folders(place: PathLike, marker: str) -> list[str]:
     """Addresses of all folders at or below `place` that hold a file named `marker`, sorted."""
     if not is_remote(place):
-        found = Path(place).rglob(marker)
-        return sorted(str(p.parent) for p in found if not any(map(_unfinished, p.relative_to(place).parts)))
+        near = Path(place).rglob(marker)
+        return sorted(str(p.parent) for p in near if not any(map(_unfinished, p.relative_to(place).parts)))
     import fsspec
 
     system, root = fsspec.core.url_to_fs(os.fspath(place))

@@ -132,7 +132,8 @@ class PackedBackbone(Backbone):
         A row is its text and, behind it, every candidate without its last token, each seeing the text and itself.
         """
         sizes: list[int] = mask.sum(dim=1).tolist()
-        index, step, asked = [], [], []  # predicting slots; (row, candidate, slot of these, token)
+        index, step = list[int](), list[int]()  # predicting slots
+        asked: list[tuple[int, int, int, int]] = []  # (row, candidate, predicting slot, token)
         tail: list[tuple[int, ...]] = []  # (row, slot, depth, branch, token)
         for row, candidates in enumerate(ends):
             size = at = sizes[row]
