@@ -179,7 +179,7 @@ def test_the_page_and_its_verdicts(tmp_path: Path) -> None:
     verdicts = {claim.number: claim.verdict for claim in made.claims}
     unseen, none = "not visible here", "not run"
     assert verdicts == {1: "holds", 2: "fails", 3: unseen, 4: "holds", 5: "holds", 6: none, 7: none}
-    assert made.claims[0].evidence == "good minus bad: +15.0 points over 12 cells, p 0.000"
+    assert made.claims[0].evidence == "good minus bad: +15.0 points over 12 cells, p < 0.001"
     assert "too dear" in made.claims[5].evidence
     html, markdown = report.write(made, tmp_path / "out")
     text = files.read_bytes(markdown).decode()

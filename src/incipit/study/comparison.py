@@ -105,7 +105,7 @@ def table(paired: Paired, methods: Sequence[str], against: str = "", where: Sequ
         row = [method, *map(spread, each), *([mean] if several else []), str(sum(map(len, each)))]
         if against:
             apart = paired.differences(against, method, where) if method != against else []
-            row += [f"{100 * statistics.fmean(apart):+.1f}", f"{flipped(apart):.3f}"] if apart else ["", ""]
+            row += [f"{100 * statistics.fmean(apart):+.1f}", _p(flipped(apart))] if apart else ["", ""]
         rows.append(row)
     return Table(header, rows)
 
@@ -171,10 +171,15 @@ def _signed(values: Sequence[float], what: str, unit: float = 100.0, word: str =
         return NOT_RUN, "no records"
     p, mean = flipped(values), statistics.fmean(values)
     told = f"{what}: {unit * mean:+.1f} {word}".rstrip() if unit > 1 else f"{what}: {mean:+.2f}"
-    evidence = f"{told} over {len(values)} cells, p {p:.3f}"
+    evidence = f"{told} over {len(values)} cells, p {_p(p)}"
     if p >= LEVEL or mean == 0:
         return UNSEEN, evidence
     return (HOLDS if mean > 0 else FAILS), evidence
+
+
+def _p(p: float) -> str:
+    """As it is printed: an exact test never says 0."""
+    return f"{p:.3f}" if p >= 0.0005 else "< 0.001"
 
 
 def _greater(claim: Mapping[str, Any], paired: Paired) -> Judged:
