@@ -86,15 +86,16 @@ def test_a_long_text_in_place_of_a_file_is_no_crash(call: Call, tmp_path: Path) 
     assert done.code == 2 and "give the inputs once: --text TEXT, a FILE" in " ".join(done.err.split())
 
 
-def test_a_place_that_may_not_be_looked_at(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
+def test_a_place_that_may_not_be_looked_at(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = Path.stat
+
+    def refuse(path: Path, **more: bool) -> object:
+        if "theirs" in path.parts:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return stat(path, **more)
 
     monkeypatch.setattr(Path, "stat", refuse)
     done = call("show", "theirs")
-    monkeypatch.undo()
     assert done.code == 1 and "Traceback" not in done.err
     assert "theirs/card.json' failed: Permission denied; check its permissions" in done.err
 
