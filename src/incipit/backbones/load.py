@@ -172,5 +172,7 @@ def fastest_dtype(device: str = "cpu") -> str:
     """ "bfloat16" where the hardware multiplies it fast, else "float32"."""
     if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
         return "bfloat16"
-    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch do not tell
+    able: dict[str, bool] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # older releases of torch do not tell
     return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"

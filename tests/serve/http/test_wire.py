@@ -200,9 +200,8 @@ def test_what_is_no_http(served: Any, sent: bytes) -> None:
 
 
 def test_a_head_that_does_not_end(make: Any, listen: Any) -> None:
-    """Whatever else is installed: h11 reads 64 KB of it, other parsers as much as is sent."""
-    with listen(make().gate) as (url, server):
-        assert server.config.http == "h11"
+    """64 KB of it are read, whichever parser is installed."""
+    with listen(make().gate) as (url, _):
         where = urlsplit(url)
         with socket.create_connection((where.hostname, where.port), timeout=PATIENCE) as connection:
             connection.sendall(b"GET /healthz HTTP/1.1\r\nx: " + b"a" * 200_000)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Literal
 
 import uvicorn
 
@@ -23,6 +24,42 @@ KEPT_ALIVE = 75  # seconds that an idle connection stays open
 LAST = 5  # seconds for answers that are on their way when the grace is over
 
 
+HEAD = 65536  # bytes that the head of a request may have
+
+
+def parser() -> type[asyncio.Protocol] | Literal["h11"]:
+    """What reads HTTP: httptools where it is, bounded as h11 is by itself."""
+    try:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    except ImportError:
+        return "h11"
+
+    class Bounded(HttpToolsProtocol):
+        """An endless head and HTTP 0.9 get status 400."""
+
+        in_head, head = False, 0
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.in_head:
+                self.head += len(data)
+                if self.head > HEAD:
+                    self.in_head = False
+                    self.send_400_response("The head of the request is too long.")
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self.in_head, self.head = True, 0
+
+        def on_headers_complete(self) -> None:
+            self.in_head = False
+            if self.parser.get_http_version() not in ("1.0", "1.1"):
+                raise ValueError("no HTTP of these days")  # the parser's own error, and status 400
+            super().on_headers_complete()
+
+    return Bounded
+
+
 class Server(uvicorn.Server):
     """Serves one Gate on one socket. grace: seconds that running requests get after the first signal.
 
@@ -33,7 +70,7 @@ class Server(uvicorn.Server):
         self, gate: Gate, *, grace: float = 30.0, told: Callable[[str, int], None] | None = None
     ) -> None:
         config = uvicorn.Config(
-            gate, http="h11", log_config=None, access_log=False, lifespan="on", server_header=False, ws="none",
+            gate, http=parser(), log_config=None, access_log=False, lifespan="on", server_header=False, ws="none",
             timeout_keep_alive=KEPT_ALIVE, timeout_graceful_shutdown=LAST,
         )  # fmt: skip
         super().__init__(config)
