@@ -63,7 +63,8 @@ def _overload(r: Record) -> str:
 def _killed(r: Record) -> str:
     return "; ".join(
         f"{name}: errors after {r[name]['told']:.1f} s, back after {r[name]['back']:.1f} s"
-        for name in ("killed", "stuck")
+        for name in ("killed", "stuck", "engine killed", "engine stuck")
+        if name in r
     )
 
 

@@ -31,7 +31,11 @@ from incipit import files
 from incipit.backbones import load
 
 MIB = 2**20
-MEMORY, OPEN, TASKS = "process_resident_memory_bytes", "process_open_fds", "incipit:http_tasks"
+OPEN, TASKS = "process_open_fds", "incipit:http_tasks"
+MEMORY = (
+    "process_resident_memory_bytes",
+    "incipit_engine_process_resident_memory_bytes",
+)  # HTTP's, the engine's
 Found = dict[str, Any]
 
 
@@ -57,7 +61,7 @@ async def soak(ask: Asker) -> Found:
             statuses[reply.status] = statuses.get(reply.status, 0) + 1
         points.append(await ask.server.rest() | {"requests": (part + 1) * count // 20})
     second = points[len(points) // 4 :]  # what is set up once is set up by then
-    growth = slope([(p["requests"], p[MEMORY]) for p in second]) * 10_000 / MIB
+    growth = slope([(p["requests"], sum(p[name] for name in MEMORY)) for p in second]) * 10_000 / MIB
     ends = {name: [int(p[name]) for p in (points[0], points[-1])] for name in (OPEN, TASKS)}
     strange = {s: n for s, n in statuses.items() if s not in (200, 400, 404, LEFT)}
     return {
@@ -65,7 +69,7 @@ async def soak(ask: Asker) -> Found:
         "requests": count,
         "statuses": {str(s): n for s, n in sorted(statuses.items())},
         "megabytes_per_10000": growth,
-        "memory": [p[MEMORY] for p in points],
+        "memory": {name: [p[name] for p in points] for name in MEMORY},
         "descriptors": ends[OPEN],
         "tasks": ends[TASKS],
         "broken": [
@@ -90,11 +94,11 @@ async def overload(ask: Asker) -> Found:
         return run
 
     jobs = [bounded(b, ask.write(f"p{i % PROMPTS}", timeout=b)) for i, b in enumerate(bounds)]
-    memory, over = list[float](), asyncio.Event()
+    memory, over = list[dict[str, float]](), asyncio.Event()
 
     async def watch() -> None:
         while not over.is_set():
-            memory.append((await ask.server.figures())[MEMORY])
+            memory.append(await ask.server.figures())
             with suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), max(0.2, seconds / 30))
 
@@ -106,7 +110,8 @@ async def overload(ask: Asker) -> Found:
     late = [r.seconds - bound for bound, r in replies if r.status == 200 and r.seconds > bound + 0.1]
     refused = percentile([r.seconds for _, r in replies if r.status in (429, 503)], 99)
     half = memory[len(memory) // 4 :]
-    flat = (max(half) - min(half)) / min(half)
+    sizes = [[found[name] for found in half] for name in MEMORY]
+    flat = max((max(size) - min(size)) / min(size) for size in sizes)
     strange = counted([r.status for _, r in replies if r.status not in (200, 429, 503)])
     return {
         "capacity": able,
@@ -285,33 +290,39 @@ async def swap(ask: Asker) -> Found:
 
 
 async def killed(ask: Asker) -> Found:
-    """The process that serves is killed under load, then halted, as one that holds the interpreter's lock is."""
+    """The process that serves and the one that computes are killed under load, then halted, as code does that hangs."""
     found: Found = {"broken": []}
     broken: list[str] = found["broken"]
-    for name, harm in (("killed", signal.SIGKILL), ("stuck", signal.SIGSTOP)):
+    kill, halt = signal.SIGKILL, signal.SIGSTOP
+    ways = {
+        "killed": (False, kill),
+        "stuck": (False, halt),
+        "engine killed": (True, kill),
+        "engine stuck": (True, halt),
+    }
+    for count, (name, (engine, harm)) in enumerate(ways.items(), 1):
         taken = [
             asyncio.ensure_future(ask.write(f"p{i % PROMPTS}", stream=True, max_tokens=96)())
             for i in range(24)
         ]
         await ask.server.runs(20)
-        os.kill(ask.server.worker, harm)
+        os.kill(ask.server.engine if engine else ask.server.worker, harm)
         begun = time.perf_counter()
+        falls = asyncio.ensure_future(ask.server.down())
         replies = await asyncio.gather(*taken)
         told = time.perf_counter() - begun
-        during = await ask.write("p0")()
-        ready = await ask.server.ready()
-        back = told + await ask.server.up()
+        unready = await falls
+        back = time.perf_counter() - begun + await ask.server.up()
         after = await ask.write("p0")()
         restarts = (await ask.server.figures())["incipit:engine_restarts_total"]
-        found[name] = {"told": told, "back": back, "during": during.status, "after": after.status}
+        found[name] = {"told": told, "unready": unready, "back": back, "after": after.status}
         broken += [
             *([f"{name}: clients wait {told:.2f} s for their error"] if told > 2.0 else []),
             *([f"{name}: a request was answered, the harm came too late"] if any(
                 r.status == 200 and b'"error"' not in r.body for r in replies) else []),
-            *([f"{name}: ready at once"] if ready else []),
-            *([f"{name}: a request meanwhile got {during.status}"] if during.status != 503 else []),
+            *([f"{name}: ready for {unready:.2f} s more"] if unready > 2.0 else []),
             *([f"{name}: afterwards {after.status}"] if after.status != 200 else []),
-            *([f"{name}: {restarts:.0f} restarts are told"] if restarts != 1 + (name == "stuck") else []),
+            *([f"{name}: {restarts:.0f} restarts are told"] if restarts != count else []),
         ]  # fmt: skip
     return found
 

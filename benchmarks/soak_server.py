@@ -48,6 +48,14 @@ class Watched(Address):
         (found,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(found)
 
+    @property
+    def engine(self) -> int:
+        """The process that computes: forked by one that the worker has forked."""
+        found = self.worker
+        for _ in range(2):
+            (found,) = map(int, Path(f"/proc/{found}/task/{found}/children").read_text().split())
+        return found
+
     async def figures(self) -> dict[str, float]:
         """What /metrics says, over all labels."""
         found: dict[str, float] = {}
@@ -66,6 +74,15 @@ class Watched(Address):
             if time.perf_counter() - begun > PATIENCE or self.process.poll() is not None:
                 raise RuntimeError("the server does not come up")
             await asyncio.sleep(0.02)
+        return time.perf_counter() - begun
+
+    async def down(self) -> float:
+        """Wait until it takes no requests; the seconds that it took."""
+        begun = time.perf_counter()
+        while await self.ready():
+            if time.perf_counter() - begun > PATIENCE:
+                raise RuntimeError("the server stays ready")
+            await asyncio.sleep(0.005)
         return time.perf_counter() - begun
 
     async def runs(self, rows: int) -> None:

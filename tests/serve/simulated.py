@@ -52,6 +52,7 @@ class Simulated:
     base: float = 0.01
     each: float = 0.001
     mode: str = "batched"
+    process: int = 0
     room: int = 100
     open_rows: set[Row] = field(default_factory=set)
     longest: int = 0  # most input positions that a step has read
@@ -102,6 +103,9 @@ class Simulated:
     def leave(self, row: Row) -> None:
         self.open_rows.remove(row)
         row.held = None
+
+    def rest(self) -> None:
+        pass
 
     def cache(self) -> CacheUse:
         return CacheUse(hits=1)

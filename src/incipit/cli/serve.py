@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from contextlib import ExitStack, closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -96,14 +97,14 @@ def serve(
 
     known, admins = _keys(keys, KEY), _keys(admin_keys, ADMIN_KEY)
     sock = keeper.listening(host, port)  # before the model is read: what is wrong is said at once
-    undo = logs.turn_on(quiet=quiet)
-    try:
+    with ExitStack() as ended:
+        ended.callback(logs.turn_on(quiet=quiet))
         beat = keeper.keep(sock)  # from here on in a process of its own, forked before torch is there
 
         import torch
 
         from incipit.backbones import load
-        from incipit.serve import scheduler
+        from incipit.serve import nest, scheduler
         from incipit.serve.engine import Engine
         from incipit.serve.http import gate, server
         from incipit.serve.http.app import Options, called, make_app
@@ -116,11 +117,17 @@ def serve(
             limits=gate.Limits(max_body=int(max_body * 2**20), rate=Limit(rate)),
             hidden=tuple({str(Path(library).absolute()), str(Path(library)), library} - {"."}),
         )  # fmt: skip
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # what has computed in threads cannot be forked
         model = load(backbone, dtype=dtype, device=device)
-        if model.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(_threads(torch.get_num_threads(), model.parameters * slots))
         store = Store(library, model)
+        if model.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            threads = _threads(threads, model.parameters * slots)
         sizes: dict[str, Any] = {"rows": slots} | ({"room": room} if room else {})
+        if nest.possible(model.device.type):
+            sizes = {"make": ended.enter_context(closing(nest.Nest(model, threads, **sizes))).executor}
+        else:
+            torch.set_num_threads(threads)
         limits = scheduler.Limits(waiting=waiting, client=client)
         engine = Engine(model, limits=limits, restarts=beat.restarts, **sizes)
         refused = [listed for listed in store.listing() if listed.refused]
@@ -138,8 +145,6 @@ def serve(
         for listed in refused:
             typer.echo(f"note: prompt {listed.name!r} is not served: {listed.refused}", err=True)
         server.Server(make_app(engine, store, chosen), grace=grace, told=told).run(sockets=[sock])
-    finally:
-        undo()
 
 
 def _threads(cores: int, work: float) -> int:

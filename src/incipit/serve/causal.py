@@ -14,21 +14,18 @@ from incipit.backbones import CausalBackbone, alone, attend, slots
 from incipit.backbones.memory import Shelf, Slots
 from incipit.errors import IncipitError
 from incipit.injection import Injection
-from incipit.serve.asks import Ask, Sampling
+from incipit.serve.asks import Ask
 from incipit.serve.executor import CacheUse, Row, Scored, Took
 from incipit.serve.prefixes import MAX_BYTES, Prefixes
+from incipit.serve.rooms import CausalRoom
 from incipit.serve.sampling import Held, next_tokens
 from incipit.serve.scores import scored
 
 
-class CausalExecutor:
-    """slots: rows at once. room: positions of input and answer that a row may have.
-
-    batched: one pass for all rows over slots (backbones/slots.py); otherwise each row by itself, which every causal
+class CausalExecutor(CausalRoom):
+    """batched: one pass for all rows over slots (backbones/slots.py); otherwise each row by itself, which every causal
     model can do and which the self-check compares with.
     """
-
-    chunks = True
 
     def __init__(
         self,
@@ -39,11 +36,7 @@ class CausalExecutor:
         cache_bytes: int = MAX_BYTES,
         batched: bool = True,
     ) -> None:
-        self.backbone, self.batched = backbone, batched
-        self.mode = "batched" if batched else "rows"
-        self.slots = rows
-        self.room = room or min(backbone.geometry.max_length or 4096, 4096)
-        self.tokens = rows * self.room
+        super().__init__(backbone, rows=rows, room=room, batched=batched)
         self.prefixes = Prefixes(backbone, cache_bytes)
         self._free = list(range(rows - 1, -1, -1))
         if batched:
@@ -51,34 +44,6 @@ class CausalExecutor:
             self._own = {id(module): layer for layer, module in enumerate(backbone.attentions)}
             self._shelf = Shelf(shapes, backbone.dtype, backbone.device)
             self._slots = Slots(shapes, rows, self.room, backbone.dtype, backbone.device)
-
-    # -- what fits -------------------------------------------------------------------------------------------------
-
-    def fits(self, ask: Ask) -> str:
-        prompt = ask.version.length if ask.version is not None else 0
-        most, own = self.backbone.geometry.max_length, len(ask.ids)
-        if isinstance(ask.do, Sampling):
-            own += ask.do.max_new_tokens
-        else:
-            own = max(len(i) for i in ask.do.inputs or (ask.ids,)) + max(map(len, ask.do.ends))
-        if most and prompt + own > most:
-            return (
-                f"a prompt of {prompt} positions, an input of {len(ask.ids)} tokens and the answer make "
-                f"{prompt + own}; backbone {self.backbone.name!r} has {most}: shorten the input or the answer"
-            )
-        own += self._front(ask)
-        if own > self.room:
-            return f"input and answer make {own} positions, a slot here has {self.room}: shorten one of them"
-        return ""
-
-    def cost(self, ask: Ask) -> int:
-        if isinstance(ask.do, Sampling):
-            return self._front(ask) + len(ask.ids) + ask.do.max_new_tokens
-        return sum(map(len, ask.do.inputs)) + len(ask.ids) + sum(map(len, ask.do.ends))
-
-    def _front(self, ask: Ask) -> int:
-        """Positions of a slot that the prompt takes: none where the model shares it."""
-        return ask.version.length if ask.version is not None and not self.backbone.shares else 0
 
     # -- rows ------------------------------------------------------------------------------------------------------
 

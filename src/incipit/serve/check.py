@@ -6,8 +6,6 @@ itself through the model's own cache; their logits must agree at every step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +19,9 @@ from incipit.serve.asks import Ask, Sampling
 from incipit.serve.causal import CausalExecutor
 from incipit.serve.encdec import EncoderDecoderExecutor
 from incipit.serve.encoder import EncoderExecutor
-from incipit.serve.executor import Executor, Row
+from incipit.serve.executor import Executor, Room, Row
+from incipit.serve.rooms import CausalRoom, EncoderDecoderRoom, EncoderRoom
+from incipit.serve.versions import Loose
 
 STEPS = 4
 _FAULTS = (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError, NotImplementedError)
@@ -29,18 +29,30 @@ _FAULTS = (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeE
 
 def executor(backbone: Backbone, **sizes: Any) -> tuple[Executor, str]:
     """(the fastest executor that is exact here, why it is not the batched one; ""). sizes: see the executors."""
-    if isinstance(backbone, EncoderBackbone):
-        known = {k: v for k, v in sizes.items() if k in ("rows", "cache_bytes")}
-        return EncoderExecutor(backbone, **known), ""
-    why = why_not(backbone)
+    why = "" if isinstance(backbone, EncoderBackbone) else why_not(backbone)
     return _of(backbone, batched=not why, **sizes), why
 
 
-def _of(backbone: Backbone, **sizes: Any) -> CausalExecutor | EncoderDecoderExecutor:
+def room(backbone: Backbone, **sizes: Any) -> Room:
+    """What fits into the executor of these sizes."""
+    found, known = _sort(backbone)
+    made: Room = found[0](backbone, **{k: v for k, v in sizes.items() if k in known})
+    return made
+
+
+def _of(backbone: Backbone, **sizes: Any) -> Any:
+    found, known = _sort(backbone)
+    return found[1](backbone, **{k: v for k, v in sizes.items() if k in (*known, "cache_bytes")})
+
+
+def _sort(backbone: Backbone) -> tuple[tuple[Any, Any], tuple[str, ...]]:
+    """(room and executor of a backbone, the sizes that they know)."""
+    if isinstance(backbone, EncoderBackbone):
+        return (EncoderRoom, EncoderExecutor), ("rows", "batched")
     if isinstance(backbone, CausalBackbone):
-        return CausalExecutor(backbone, **{k: v for k, v in sizes.items() if k != "answer"})
+        return (CausalRoom, CausalExecutor), ("rows", "room", "batched")
     if isinstance(backbone, EncoderDecoderBackbone):
-        return EncoderDecoderExecutor(backbone, **sizes)
+        return (EncoderDecoderRoom, EncoderDecoderExecutor), ("rows", "room", "answer", "batched")
     raise BackboneError(f"backbone {backbone.name!r} is of a family that is not served: {backbone.family}")
 
 
@@ -52,7 +64,7 @@ def why_not(backbone: Backbone) -> str:
         return backbone.geometry.why_no_sites or "its attention takes no keys and values"
     ids = (backbone.frequent_ids(64) or [0]) * 12
     rows = backbone.embed(ids[:6]).detach().cpu().float()
-    versions = [None, *(_Probe(f"probe {n}", _prompt(backbone, rows[:n])) for n in (2, 5, 3))]
+    versions = [None, *(Loose(f"probe {n}", f"probe {n}", _prompt(backbone, rows[:n])) for n in (2, 5, 3))]
     asks = [
         Ask(tuple(ids[i : i + n]), version, Sampling(STEPS))
         for i, (n, version) in enumerate(zip((5, 1, 7, 3), versions, strict=True))
@@ -94,44 +106,3 @@ def _prompt(backbone: Backbone, rows: Tensor) -> Prompt:
     prompt = InputPrompt(backbone.geometry, len(rows))
     prompt.set_rows(rows)
     return prompt.to(backbone.device)
-
-
-@dataclass(frozen=True)
-class _Probe:
-    """A version that is on no disk."""
-
-    name: str
-    made: Prompt
-
-    @property
-    def id(self) -> str:
-        return self.name
-
-    @property
-    def length(self) -> int:
-        return self.made.length
-
-    @property
-    def panel(self) -> None:
-        return None
-
-    @property
-    def card(self) -> Mapping[str, Any]:
-        return {"task": {}}
-
-    form = card
-
-    def prompt(self, backbone: Backbone) -> Prompt:
-        return self.made
-
-    def again(self) -> _Probe:
-        return self
-
-    def release(self) -> None:
-        """Nothing is held."""
-
-    def __enter__(self) -> _Probe:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing is held."""

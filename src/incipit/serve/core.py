@@ -144,6 +144,7 @@ class Core:
                 cache_prompts=use.prompts,
                 cache_bytes=use.bytes,
                 cache_max_bytes=use.max_bytes,
+                process=self.executor.process,
             )
 
     # -- from the engine's thread ----------------------------------------------------------------------------------
@@ -167,6 +168,7 @@ class Core:
         _deliver(out)
         if not plan:
             self._since = None
+            executor.rest()
             return bool(out)
         refused = {j: why for j, _ in plan.rows if j.row.held is None and (why := executor.enter(j.row))}
         plan.rows = [(j, n) for j, n in plan.rows if j not in refused]

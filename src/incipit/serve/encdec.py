@@ -18,21 +18,18 @@ from incipit.backbones.memory import Shelf, Slots
 from incipit.batch import Encoded, collate
 from incipit.errors import IncipitError
 from incipit.injection import Injection
-from incipit.serve.asks import Ask, Sampling
+from incipit.serve.asks import Ask
 from incipit.serve.executor import CacheUse, Row, Scored, Took
 from incipit.serve.prefixes import MAX_BYTES, Prefixes
+from incipit.serve.rooms import EncoderDecoderRoom
 from incipit.serve.sampling import Held, next_tokens
 from incipit.serve.scores import alike, scored
 
 
-class EncoderDecoderExecutor:
-    """slots: rows at once. room: positions of prompt and input; answer: new tokens that a row may write.
-
-    batched: one decoder pass for all rows, whatever their depth, by T5's relative positions or by a table of positions
+class EncoderDecoderExecutor(EncoderDecoderRoom):
+    """batched: one decoder pass for all rows, whatever their depth, by T5's relative positions or by a table of positions
     as BART's; otherwise each row by itself, its decoder read anew for every token.
     """
-
-    chunks = False  # an encoder sees its input whole
 
     def __init__(
         self,
@@ -44,11 +41,7 @@ class EncoderDecoderExecutor:
         cache_bytes: int = MAX_BYTES,
         batched: bool = True,
     ) -> None:
-        self.backbone, self.batched = backbone, batched
-        self.mode = "batched" if batched else "rows"
-        self.slots, self.answer = rows, answer
-        self.room = room or 2 * (backbone.space or 512)
-        self.tokens = rows * (self.room + answer)
+        super().__init__(backbone, rows=rows, room=room, answer=answer, batched=batched)
         self.prefixes = Prefixes(backbone, cache_bytes)
         self._free = list(range(rows - 1, -1, -1))
         if batched:
@@ -61,24 +54,6 @@ class EncoderDecoderExecutor:
             self._shelf = Shelf(own, *where)
             self._slots = Slots(own, rows, answer, *where)
             self._cross = Slots(cross, rows, self.room, *where)
-
-    # -- what fits -------------------------------------------------------------------------------------------------
-
-    def fits(self, ask: Ask) -> str:
-        read = len(ask.ids) + (ask.version.length if ask.version is not None else 0)
-        most = min(self.room, self.backbone.geometry.max_length or self.room)
-        if read > most:
-            return f"prompt and input make {read} positions, there is room for {most}: shorten the input"
-        most = min(self.answer, self.backbone.geometry.max_length or self.answer)
-        if isinstance(ask.do, Sampling) and ask.do.max_new_tokens > most:
-            return (
-                f"max_new_tokens = {ask.do.max_new_tokens}, an answer here has at most {most}: ask for fewer"
-            )
-        return ""
-
-    def cost(self, ask: Ask) -> int:
-        read = len(ask.ids) + (ask.version.length if ask.version is not None else 0)
-        return read + (ask.do.max_new_tokens if isinstance(ask.do, Sampling) else sum(map(len, ask.do.ends)))
 
     # -- rows ------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from incipit.backbones import Backbone
@@ -21,11 +22,13 @@ from incipit.serve.asks import Ask, State, Ticket
 from incipit.serve.core import Core
 from incipit.serve.executor import Executor
 from incipit.serve.scheduler import Limits
+from incipit.serve.silence import Silence
 
 TICK = 0.1  # seconds between two looks of the watchdog
 STUCK = (
     1.5  # seconds that a step may take before it counts as stuck, or 8 times the longest one that ever ended
 )
+TEXTS = 2**14  # texts of a few tokens that are kept: most of an answer is decoded as pairs that came before
 BACK_OFF = (0.1, 5.0)  # seconds between attempts to come back: the first, and the longest
 
 
@@ -57,7 +60,7 @@ class Engine:
     ) -> None:
         self._backbone, self.stuck_after = backbone, stuck_after
         self._make = make or (lambda: self._fastest(**sizes))
-        self.notes: list[str] = []
+        self._texts = lru_cache(TEXTS)(self._decoded)
         self._core = Core(None, clock, self._text, backbone.eos_ids, limits)
         self._core.restarts = restarts
         self._lock = threading.RLock()
@@ -71,13 +74,14 @@ class Engine:
         self._longest = 0.0
 
     def _text(self, ids: Sequence[int]) -> str:
+        return self._texts(tuple(ids))
+
+    def _decoded(self, ids: tuple[int, ...]) -> str:
         text: str = self._backbone.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
     def _fastest(self, **sizes: Any) -> Executor:
-        found, why = check.executor(self._backbone, **sizes)
-        self.notes = [f"rows of {self._backbone.name!r} are run one by one: {why}"] if why else []
-        return found
+        return check.executor(self._backbone, **sizes)[0]
 
     # -- what everybody may call -----------------------------------------------------------------------------------
 
@@ -206,15 +210,15 @@ class Engine:
     # -- the watchdog ----------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Look every TICK. A turn's time is counted in looks: a process that was halted as a whole is not stuck."""
-        last, waited, before = (0, 0), 0.0, time.monotonic()
+        """Look every TICK, whether a turn takes too long."""
+        last, waited, silence = (0, 0), 0.0, Silence(2 * TICK)
         while not self._ended.wait(TICK):
-            now = time.monotonic()
+            passed = silence.look(self._core.executor.process)
             with self._lock:
                 beat, thread, generation = self._beat, self._thread, self._generation
             seen = generation, beat.turns
-            waited = waited + min(now - before, 2 * TICK) if seen == last and beat.busy else 0.0
-            last, before = seen, now
+            waited = waited + passed if seen == last and beat.busy else 0.0
+            last = seen
             if not self._up:
                 continue
             if thread is not None and not thread.is_alive():

@@ -56,20 +56,25 @@ class CacheUse:
     max_bytes: int = 0
 
 
-class Executor(Protocol):
+class Room(Protocol):
     """slots: rows that may be open at once. tokens: positions that these hold together. chunks: whether an input may be
-    read in parts. mode: "batched" or "rows"."""
+    read in parts. mode: "batched" or "rows". process: id of the process that computes; 0: this one."""
 
     slots: int
     tokens: int
     chunks: bool
     mode: str
+    process: int
 
     def fits(self, ask: Ask) -> str:
         """Why a request can never be served here; "" when it can."""
 
     def cost(self, ask: Ask) -> int:
         """Positions that a request may take at most, which is what admission reserves."""
+
+
+class Executor(Room, Protocol):
+    """A Room with the model in it."""
 
     def enter(self, row: Row) -> str:
         """Take a slot and the prompt; returns why that is impossible, with nothing taken; ""."""
@@ -83,6 +88,9 @@ class Executor(Protocol):
     def leave(self, row: Row) -> None:
         """Give the slot and the prompt back."""
 
+    def rest(self) -> None:
+        """There is nothing to do just now. Raises where there could be nothing done."""
+
     def cache(self) -> CacheUse:
         """The prompt cache, since the executor was made."""
 
@@ -90,7 +98,7 @@ class Executor(Protocol):
 class Nobody:
     """In the place of an executor that is not there yet, or was given up."""
 
-    slots, tokens, chunks, mode = 0, 0, True, ""
+    slots, tokens, chunks, mode, process = 0, 0, True, "", 0
 
     def fits(self, ask: Ask) -> str:
         raise EngineDown("the engine failed and is coming back; try again", 1.0)
@@ -109,6 +117,9 @@ class Nobody:
 
     def leave(self, row: Row) -> None:
         """Its memory went with it."""
+
+    def rest(self) -> None:
+        """Always."""
 
     def cache(self) -> CacheUse:
         return CacheUse()

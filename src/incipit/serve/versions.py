@@ -116,6 +116,46 @@ class Pin:
         self.release()
 
 
+@dataclass(frozen=True)
+class Loose:
+    """A version that is on no disk here and that nobody counts; see asks.PinnedVersion. made: None of an ensemble."""
+
+    name: str
+    id: str
+    made: Prompt | None = None
+    panel: Panel | None = None
+
+    @property
+    def length(self) -> int:
+        """Positions of the prompt."""
+        return self.made.length if self.made is not None else 0
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """One without a text form."""
+        return {"task": {}}
+
+    form = card
+
+    def prompt(self, backbone: Backbone) -> Prompt:
+        """The prompt."""
+        assert self.made is not None
+        return self.made
+
+    def again(self) -> Loose:
+        """The same."""
+        return self
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+    def __enter__(self) -> Loose:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is held."""
+
+
 def prompt_of(read: Artifact, backbone: Backbone, key: str = "") -> Loaded:
     """An artifact as a prompt on the backbone; ArtifactError for whatever is wrong with it."""
     try:

@@ -39,6 +39,12 @@ def test_nothing_stays_behind(tmp_path: Path) -> None:
             await server.up()
             assert (await ask.write("p0")()).status == 200
             assert (await server.figures())["incipit:engine_restarts_total"] == 1
+            os.kill(server.engine, signal.SIGKILL)  # this one is back without the model being read again
+            while (await server.figures())["incipit:engine_restarts_total"] < 2:
+                await asyncio.sleep(0.02)
+            await server.up()
+            assert (await ask.write("p0")()).status == 200
+            assert (await server.figures())["incipit:engine_restarts_total"] == 2
             ended = await soak.terminate(ask)
             assert (ended["new"], ended["exit"], ended["finished"]) == (503, 0, 24)
             assert all("ready for" in line for line in ended["broken"]), ended["broken"]
@@ -59,7 +65,7 @@ def test_what_breaks_a_promise_is_told() -> None:
 
         async def rest(self) -> dict[str, float]:
             self.fds += 1
-            return {soak.MEMORY: self.fds * 2**20, soak.OPEN: self.fds, soak.TASKS: 3.0}
+            return dict.fromkeys(soak.MEMORY, self.fds * 2**19) | {soak.OPEN: self.fds, soak.TASKS: 3.0}
 
         async def ask(self, *_: Any, **__: Any) -> soak.Reply:
             return soak.Reply(500)

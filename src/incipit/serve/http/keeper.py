@@ -19,9 +19,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from incipit import files
-from incipit.errors import IncipitError, ServeError
+from incipit.errors import ServeError
 from incipit.serve.http import logs
+from incipit.serve.silence import Silence
 
 TICK = 0.1  # seconds between two beats, and between two looks
 STUCK = 1.5  # seconds without a beat
@@ -132,19 +132,16 @@ class Keeper:
 
     def _watch(self) -> tuple[int, str]:
         """(the process's exit status, why it was killed; ""), when it has ended."""
-        self.silent, before, spent, why = 0.0, time.monotonic(), 0.0, ""
+        self.silent, silence, why = 0.0, Silence(2 * TICK), ""
         try:
             while True:
                 came = self._came()
-                now = time.monotonic()
-                # in looks, as in the engine: a machine that was halted is no process that hangs
-                passed, before = min(now - before, 2 * TICK), now
+                passed = silence.look(self.child)
                 if came or not self.listens:
-                    self.silent, spent = 0.0, 0.0
-                else:  # one that waits for a processor does not hang: then only what it got counts
-                    waits, total = _pressed(self.child)
-                    self.silent += min(passed, total - spent) if waits and spent else 0.0 if waits else passed
-                    spent = total
+                    self.silent = 0.0
+                    silence.broken()
+                else:
+                    self.silent += passed
                 ended, status = os.waitpid(self.child, os.WNOHANG)
                 if ended:
                     self.child = 0
@@ -193,22 +190,6 @@ class Keeper:
                 connection.shutdown(socket.SHUT_WR)
                 for _ in _rest(connection):
                     pass
-
-
-def _pressed(process: int) -> tuple[bool, float]:
-    """(whether a thread of a process could run, seconds of processor that all have had), as far as /proc tells."""
-    try:
-        stats = [_stat(f"/proc/{process}/task/{task}/stat") for task in os.listdir(f"/proc/{process}/task")]
-        whole = _stat(f"/proc/{process}/stat")
-    except (OSError, IncipitError):  # no /proc here, or a thread that has just ended
-        return False, 0.0
-    ticks = int(whole[11]) + int(whole[12])  # user and system, proc(5)
-    return any(stat[0] == b"R" for stat in stats), ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _stat(place: str) -> list[bytes]:
-    """Fields from the third on, the state."""
-    return files.content(place).rsplit(b")", 1)[1].split()
 
 
 def _rest(connection: socket.socket) -> Iterator[bytes]:

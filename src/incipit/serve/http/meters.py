@@ -93,6 +93,9 @@ class Meters:
         self.registry = CollectorRegistry(auto_describe=False)
         self.model = model
         ProcessCollector(registry=self.registry)
+        ProcessCollector(  # nothing where the engine has no process of its own
+            namespace="incipit_engine", pid=lambda: engine.state().process, registry=self.registry
+        )
         self.registry.register(_Engine(engine, model))
         self._ttft = self._histogram("vllm:time_to_first_token_seconds", "Seconds to the first token", FIRST)
         self._between = self._histogram(
