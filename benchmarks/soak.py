@@ -293,20 +293,15 @@ async def killed(ask: Asker) -> Found:
     """The process that serves and the one that computes are killed under load, then halted, as code does that hangs."""
     found: Found = {"broken": []}
     broken: list[str] = found["broken"]
-    kill, halt = signal.SIGKILL, signal.SIGSTOP
-    ways = {
-        "killed": (False, kill),
-        "stuck": (False, halt),
-        "engine killed": (True, kill),
-        "engine stuck": (True, halt),
-    }
-    for count, (name, (engine, harm)) in enumerate(ways.items(), 1):
+    ways = [("killed", signal.SIGKILL), ("stuck", signal.SIGSTOP)]
+    ways += [(f"engine {name}", harm) for name, harm in ways]
+    for count, (name, harm) in enumerate(ways, 1):
         taken = [
             asyncio.ensure_future(ask.write(f"p{i % PROMPTS}", stream=True, max_tokens=96)())
             for i in range(24)
         ]
         await ask.server.runs(20)
-        os.kill(ask.server.engine if engine else ask.server.worker, harm)
+        os.kill(ask.server.engine if count > 2 else ask.server.worker, harm)
         begun = time.perf_counter()
         falls = asyncio.ensure_future(ask.server.down())
         replies = await asyncio.gather(*taken)

@@ -33,6 +33,9 @@ class Line:
     def __init__(self, end: socket.socket) -> None:
         self._end, self._rest = end, b""
 
+    def __del__(self) -> None:
+        self._end.close()  # not before: a thread that still reads it must not read what another opens in its place
+
     def send(self, said: Any) -> None:
         """Send one object."""
         data = pickle.dumps(said)
@@ -206,7 +209,7 @@ class _Far:
                 faults[number] = why
                 del self.rows[number]
         found: dict[int, Any] = {n: (None, 0.0, why) for n, why in faults.items()}
-        fine = [(self._row(n, *stands), count) for n, count, *stands in work if n not in faults]
+        fine = [(self._row(n, *at), count) for n, count, *at in work if n not in faults]  # type: ignore[arg-type]
         took = iter(self.executor.step(fine) if fine else ())
         for number, *_ in work:
             if number not in faults:

@@ -27,8 +27,8 @@ from incipit.serve.scores import alike, scored
 
 
 class EncoderDecoderExecutor(EncoderDecoderRoom):
-    """batched: one decoder pass for all rows, whatever their depth, by T5's relative positions or by a table of positions
-    as BART's; otherwise each row by itself, its decoder read anew for every token.
+    """batched: one decoder pass for all rows, whatever their depth, by T5's relative positions or by a table of
+    positions as BART's; otherwise each row by itself, its decoder read anew for every token.
     """
 
     def __init__(

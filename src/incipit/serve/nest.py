@@ -1,7 +1,7 @@
 """Forks the processes of executors from one that has the model in memory and no threads.
 
-A process with threads must not be forked, and one that reads the model anew takes long. So the server, once the model is
-there, forks a nest, which does nothing but fork again when it is asked; the weights stand in memory once for all of
+A process with threads must not be forked, and one that reads the model anew takes long. So the server, once the model
+is there, forks a nest, which does nothing but fork again when it is asked; the weights stand in memory once for all of
 them. Only one executor lives at a time: a new one takes the place of what has failed or hangs.
 """
 
@@ -13,6 +13,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,14 +27,15 @@ LOST = 70  # exit status of a server whose nest is gone: EX_SOFTWARE
 
 
 def possible(device: str) -> bool:
-    """Whether executors can be forked here: on Linux, and where the model is computed on the processor."""
-    return sys.platform == "linux" and device == "cpu"
+    """Whether executors can be forked: on Linux, from the main thread, where the model is computed on the processor."""
+    main = threading.current_thread() is threading.main_thread()
+    return sys.platform == "linux" and device == "cpu" and main
 
 
 class Nest:
-    """Make it before threads are started, with torch set to one thread since it was imported; `threads`: of an executor.
+    """Make it before threads are started, with torch set to one thread since it was imported.
 
-    sizes: see the executors.
+    threads: that an executor computes with. sizes: see the executors.
     """
 
     def __init__(self, backbone: Backbone, threads: int, **sizes: Any) -> None:
@@ -41,7 +44,7 @@ class Nest:
         gc.freeze()  # what is there now is no garbage: looking for some would copy the pages that processes share
         self._pid = os.fork()
         if not self._pid:
-            _alone(lambda: _sit(theirs, backbone, threads, sizes), keep=theirs.fileno())
+            _alone(partial(_sit, theirs, backbone, threads, sizes), keep=theirs.fileno())
         theirs.close()
 
     def executor(self) -> apart.Apart:
@@ -96,7 +99,7 @@ def _sit(control: socket.socket, backbone: Backbone, threads: int, sizes: dict[s
         (far,) = sockets
         child = os.fork()
         if not child:
-            _alone(lambda: _work(far, backbone, threads, sizes), keep=far)
+            _alone(partial(_work, far, backbone, threads, sizes), keep=far)
         os.close(far)
         control.sendall(str(child).encode())
 

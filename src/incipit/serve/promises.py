@@ -18,8 +18,8 @@ class State:
     ready: whether a request would be taken; `why` says why not. mode: "batched" or "rows" (each row by itself: a check
     at load found that batches change logits here). slots, tokens_reserved / tokens: rows and positions of the KV cache.
     rows_per_step, tasks_per_step: how many decode steps had so many rows, so many distinct versions (bare backbone
-    included). finished by End.reason, refused by error class. cache_*: prompts as the model reads them. process: id of the
-    one that computes; 0: this one, or none.
+    included). finished by End.reason, refused by error class. cache_*: prompts as the model reads them. process: id of
+    the one that computes; 0: this one, or none.
     """
 
     ready: bool = False

@@ -10,7 +10,7 @@ from incipit.errors import IncipitError
 
 
 class Silence:
-    """Time in looks, each of which counts `most` seconds at most: a machine that was halted is no process that hangs."""
+    """Time in looks, each of which counts `most` seconds at most: a machine that was halted does not hang."""
 
     def __init__(self, most: float) -> None:
         self.most = most
