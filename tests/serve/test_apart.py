@@ -191,9 +191,9 @@ def test_a_line_carries_objects_of_any_size_in_order() -> None:
     near, far = socket.socketpair()
     with near, far:
         sent = [b"x" * n for n in (0, 1, 70_000, 1_000_000)] + ["end"]
-        thread = threading.Thread(target=lambda: [apart.Line(near).send(one) for one in sent], daemon=True)
+        teller, line = apart.Line(near), apart.Line(far)
+        thread = threading.Thread(target=lambda: [teller.send(one) for one in sent], daemon=True)
         thread.start()
-        line = apart.Line(far)
         assert [line.receive() for _ in sent] == sent and not line.gone()
         thread.join(PATIENCE)
         near.close()
