@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from incipit.backbones import Backbone
 from incipit.batch import Encoded
 from incipit.tasks.example import Example
@@ -26,4 +28,15 @@ def question(
         return backbone.encode_asked(messages, room=room, source=example.source)
     return backbone.encode(
         example.input, answer, choice=example.choice, end=end, room=room, source=example.source
+    )
+
+
+def questions(
+    backbone: Backbone, example: Example, answers: Sequence[str], *, room: int = 0, end: bool = False
+) -> list[Encoded]:
+    """The same for several candidate answers, with the input made token ids once."""
+    if example.messages:
+        return [question(backbone, example, room=room)] * len(answers)
+    return backbone.encode_each(
+        example.input, answers, choice=example.choice, end=end, room=room, source=example.source
     )

@@ -317,11 +317,14 @@ def probe_sites(
     return found
 
 
-def attentions(run: Callable[[], object]) -> tuple[list[nn.Module], bool]:
-    """The attention modules of a causal model in the order of its layers, and whether some were told a window."""
+def attentions(run: Callable[[], object]) -> tuple[list[nn.Module], tuple[LayerShape, ...], bool]:
+    """The attention modules of a causal model in the order of its layers, the shapes of their keys and values, and
+    whether some were told a window."""
     with injected(Entering(seen=[])) as entering, torch.no_grad():
         run()
-    return [m for m, _, _ in entering.seen or []], any(entering.windows)
+    seen = entering.seen or []
+    shapes = tuple(LayerShape(k.shape[1], k.shape[3], v.shape[3]) for _, k, v in seen)
+    return [m for m, _, _ in seen], shapes, any(entering.windows)
 
 
 def record(

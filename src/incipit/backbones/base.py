@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from incipit import files
+from incipit.backbones import reordered
 from incipit.backbones.decoding import GenerateOptions, decoded, plain_generation, row_seeds
 from incipit.backbones.words import Words
 from incipit.batch import IGNORE, Batch, Encoded, collate, pad
@@ -42,6 +43,7 @@ class Backbone(Words, ABC):
         self.model: Any = model.eval()
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
+        reordered.attach(self.model)
         self.model.generation_config = plain_generation()
         self.config = self.model.config
         self.table: Any = self.model.get_input_embeddings()

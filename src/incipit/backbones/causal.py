@@ -257,6 +257,8 @@ class CausalBackbone(PackedBackbone):
             embeds = torch.cat([prefix, self.embed(batch.input_ids)], dim=1)
             mask, embeds = compact(torch.cat([live, batch.input_mask], dim=1), embeds, side="left")
             self._check_rows(mask, batch.labels, keys, options.max_new_tokens)
+            if self.streams and options.beams == 1:
+                return self._written(batch, embeds, mask, keys, options)
             lengths = mask.sum(dim=1)
             if keys is None or not self.slides:
                 return self._generate(batch, embeds, mask, keys, options)

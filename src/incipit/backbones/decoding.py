@@ -68,6 +68,10 @@ class RowNoise(LogitsProcessor):
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone."""
+        self.generators = [self.generators[row] for row in rows]
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         wait = torch.empty_like(scores)  # Exp(1), whose negative logarithm is Gumbel(0, 1)
         for row, generator in zip(wait, self.generators, strict=True):
@@ -82,6 +86,18 @@ def row_seeds(ids: Tensor, mask: Tensor, seed: int) -> list[int]:
     """
     texts = (row[live].tolist() for row, live in zip(ids.cpu(), mask.cpu(), strict=True))
     return [zlib.crc32(f"{seed} {text}".encode()) for text in texts]
+
+
+def warpers(options: GenerateOptions) -> LogitsProcessorList:
+    """What sampling does to logits before it draws; nothing for a search."""
+    chain = LogitsProcessorList()
+    if options.sample and options.temperature != 1.0:
+        chain.append(TemperatureLogitsWarper(options.temperature))
+    if options.sample and options.top_k:
+        chain.append(TopKLogitsWarper(options.top_k))
+    if options.sample and options.top_p < 1.0:
+        chain.append(TopPLogitsWarper(options.top_p))
+    return chain
 
 
 def decoded(
@@ -107,14 +123,8 @@ def decoded(
         pad_token_id=pad,
         decoder_start_token_id=start,
     )
-    chain = LogitsProcessorList()
+    chain = warpers(options)
     if options.sample:
-        if options.temperature != 1.0:
-            chain.append(TemperatureLogitsWarper(options.temperature))
-        if options.top_k:
-            chain.append(TopKLogitsWarper(options.top_k))
-        if options.top_p < 1.0:
-            chain.append(TopPLogitsWarper(options.top_p))
         chain.append(RowNoise(seeds, model.device))
     with torch.no_grad():
         out = model.generate(**given, generation_config=config, logits_processor=chain)

@@ -27,6 +27,11 @@ class Slots:
         self.keys = [empty(s.kv_heads, s.head_dim) for s in shapes]
         self.values = [empty(s.kv_heads, s.value_dim) for s in shapes]
 
+    def keep(self, slots: Tensor) -> None:
+        """Let go of all slots but these [n], which become 0..n - 1."""
+        self.keys = [t[slots] for t in self.keys]
+        self.values = [t[slots] for t in self.values]
+
     def clear(self, slot: int) -> None:
         """Write zeros: after a row whose numbers were not finite."""
         for tensor in (*self.keys, *self.values):
@@ -48,6 +53,22 @@ class Shelf:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self._grow(4, 4)
+
+    @classmethod
+    def of(cls, injection: Injection, shapes: Sequence[LayerShape], dtype: torch.dtype) -> Shelf:
+        """All prompts of an injection of right-aligned keys and values, prompt k under the name "k"; nothing is copied.
+
+        None may enter or leave.
+        """
+        assert injection.key_live is not None
+        live = injection.key_live
+        self = cls((), dtype, live.device)
+        self.shapes, self.live = tuple(shapes), live
+        self.lengths = {str(k): n for k, n in enumerate(live.sum(dim=1).tolist())}
+        self.place = {str(k): k for k in range(len(live))}
+        self.keys = [t.to(dtype) for t in injection.keys["decoder"]]
+        self.values = [t.to(dtype) for t in injection.values["decoder"]]
+        return self
 
     @property
     def length(self) -> int:

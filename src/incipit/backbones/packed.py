@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from incipit.backbones import attend, caches, internals, stream, twoparts
+from incipit.backbones import attend, caches, internals, stream, twoparts, writing
 from incipit.backbones.base import Backbone, Candidates, near, widened
-from incipit.backbones.decoding import GenerateOptions
+from incipit.backbones.decoding import GenerateOptions, row_seeds
 from incipit.backbones.ending import Asked
 from incipit.backbones.rows import compact
 from incipit.backbones.shared import Shared, grouped
 from incipit.batch import Batch, Encoded, collate
-from incipit.injection import Injection
+from incipit.injection import Injection, LayerShape
 
 Filled: TypeAlias = tuple[
     Tensor, tuple[Tensor, ...], tuple[Tensor, ...]
@@ -36,7 +36,8 @@ class PackedBackbone(Backbone):
 
     shares: a prefilled prefix equals the plain concatenation here. direct_head: logits can be computed at label
     positions alone. streams: rows run without padding. All three are checked at load; where one does not hold, the
-    slow way is taken and a note says so. attentions: the attention module of each layer, in order.
+    slow way is taken and a note says so. attentions: the attention module of each layer, in order; shapes: of its keys
+    and values.
     """
 
     body: Any
@@ -44,6 +45,7 @@ class PackedBackbone(Backbone):
     shares: bool
     direct_head: bool
     attentions: list[nn.Module]
+    shapes: tuple[LayerShape, ...]
     launch: float  # see stream.launch_cost
     last: nn.Module | None = None  # the last layer, where it can be run for a few slots alone
 
@@ -190,7 +192,7 @@ class PackedBackbone(Backbone):
     def _continued(
         self, batch: Batch, embeds: Tensor, mask: Tensor, keys: Injection | None, options: GenerateOptions
     ) -> list[list[int]]:
-        """New ids of left-padded rows [B, S, H]: prefixes stand once, text runs as a stream, caches do not grow.
+        """New ids of left-padded rows [B, S, H] by beams: prefixes stand once, text runs as a stream, caches do not grow.
 
         All but the last slot of each row is read in one stream; `generate` goes on from there.
         """
@@ -212,6 +214,26 @@ class PackedBackbone(Backbone):
         with attend.injected(attend.Entering(shared=shared)):
             found = self._decoded(given, options, batch.select(rows))
         return [found[order.index(row)] for row in range(len(batch))]
+
+    def _written(
+        self, batch: Batch, embeds: Tensor, mask: Tensor, keys: Injection | None, options: GenerateOptions
+    ) -> list[list[int]]:
+        """New ids of padded rows [B, S, H] without beams; all but the last slot of each row is read in one stream."""
+        reads = keys.rows.tolist() if keys is not None else [0] * len(batch)
+        order = sorted(range(len(batch)), key=reads.__getitem__)  # rows of one prompt side by side
+        index = torch.tensor(order, device=embeds.device)
+        mask, embeds = compact(mask[index], embeds[index])
+        keys = keys.with_rows(keys.rows[index]) if keys is not None else None
+        lengths = mask.sum(dim=1) - 1
+        room = mask.shape[1] - 1 + options.max_new_tokens
+        rows = writing.opened(self.attentions, self.shapes, keys, lengths, room, embeds)
+        if int(lengths.max()) > 0:
+            rows.fill(lengths, *self._computed(embeds, keys, lengths))
+        first = embeds[torch.arange(len(order), device=embeds.device), lengths]  # [B, H]
+        seeds = row_seeds(batch.input_ids, batch.input_mask, options.seed) if options.sample else []
+        drawn = [seeds[row] for row in order] if seeds else []
+        ids = writing.written(rows, first, options, drawn, self.eos_ids, self.body, self.head, self.embed)
+        return [ids[order.index(row)] for row in range(len(order))]
 
     def _fill(self, cache: Any, embeds: Tensor, mask: Tensor, keys: Injection | None, repeats: int) -> None:
         """Read all but the last slot of left-padded rows, and put their keys and values where generation finds them."""
@@ -287,7 +309,9 @@ class PackedBackbone(Backbone):
         """What keeps streams from being exact here; "" where nothing does. embeds, stock [2, 6, H]."""
         if not self.direct_head:
             return "its logits cannot be computed from hidden states alone"
-        self.attentions, windows = attend.attentions(lambda: self._states(embeds, None, self.body))
+        self.attentions, self.shapes, windows = attend.attentions(
+            lambda: self._states(embeds, None, self.body)
+        )
         if len(self.attentions) != self.layers:
             return "its attention does not go through the attention interface of transformers"
         if internals.slides(self.config) and not windows:

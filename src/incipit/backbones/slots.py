@@ -9,7 +9,7 @@ slot, what its prompt is stands once, and one pass reads any number of new posit
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -132,6 +132,11 @@ class Pass:
     own: Mapping[int, int]
     parts: tuple[Part, ...]
     write: tuple[Tensor, Tensor]
+
+    def further(self) -> Pass:
+        """The pass after one in which every row had one new position, for one more of each."""
+        parts = tuple(replace(p, depth=p.depth + 1, seen=p.seen + 1, _masks={}) for p in self.parts)
+        return replace(self, parts=parts, write=(self.write[0], self.write[1] + 1))
 
     def attention(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, rest: Mapping[str, Any]

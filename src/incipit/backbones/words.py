@@ -54,16 +54,32 @@ class Words:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
+    def texts_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of several texts, which takes a tokenizer hardly longer than one."""
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return ids
+
     def pair_ids(self, before: str, after: str) -> tuple[list[int], list[int]]:
         """Ids of two texts that stand together, cut so that each token belongs to one of them.
 
         A space is set between them unless one is there already.
         """
-        gap = "" if not before or before[-1].isspace() or not after or after[0].isspace() else " "
-        first, whole = self.text_ids(before), self.text_ids(before + gap + after)
-        if whole[: len(first)] == first:
-            return first, whole[len(first) :]
-        return first, self.text_ids(gap + after)
+        first, (rest,) = self._parted(before, [after])
+        return first, rest
+
+    def _parted(self, before: str, afters: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        """Ids of a text, and of each of those that may stand behind it."""
+        if not any(afters):
+            return self.text_ids(before), [[] for _ in afters]
+        ends = [
+            ("" if not before or before[-1].isspace() or not after or after[0].isspace() else " ") + after
+            for after in afters
+        ]
+        first, *wholes = self.texts_ids([before, *(before + end for end in ends)])
+        return first, [
+            whole[len(first) :] if whole[: len(first)] == first else self.text_ids(end)
+            for whole, end in zip(wholes, ends, strict=True)
+        ]
 
     def encode(
         self,
@@ -81,22 +97,43 @@ class Words:
         A causal input that is too long loses its beginning (its end asks the question), other inputs their
         end. Raises DataError when no input is left.
         """
+        return self.encode_each(before, [after], choice=choice, end=end, room=room, source=source)[0]
+
+    def encode_each(
+        self,
+        before: str,
+        afters: Sequence[str],
+        *,
+        choice: int | None = None,
+        end: bool = True,
+        room: int = 0,
+        source: str = "",
+    ) -> list[Encoded]:
+        """The same for several target texts of one input."""
         causal = self.family == "causal"
-        ids, target = self.pair_ids(before, after) if causal else (self.text_ids(before), [])
-        if self.family == "encoder-decoder" and after:
-            target = [*self.lead, *self.text_ids(after)]
-        if end and after and self.family != "encoder":
-            target = [*target, *self.eos_ids]
-        taken = room + len(self.ending) + (len(target) if causal else 0)
-        over = len(ids) + taken - self.space
-        if self.space and over > 0:
-            if over >= len(ids):
-                raise DataError(
-                    f"{source or 'example'}: a prompt of {room} and a target of {len(target)} tokens leave "
-                    f"no room for text in {self.space} positions: shorten the prompt or the target"
-                )
-            ids = ids[over:] if causal else ids[:-over]
-        return Encoded(tuple(ids) + self.ending, tuple(target), None, choice, source)
+        if causal:
+            ids, targets = self._parted(before, afters)
+        elif self.family == "encoder-decoder" and any(afters):
+            ids, *found = self.texts_ids([before, *afters])
+            targets = [[*self.lead, *t] if after else [] for after, t in zip(afters, found, strict=True)]
+        else:
+            ids, targets = self.text_ids(before), [[] for _ in afters]
+        if end and self.family != "encoder":
+            targets = [[*t, *self.eos_ids] if after else t for after, t in zip(afters, targets, strict=True)]
+        encoded = []
+        for target in targets:
+            taken = room + len(self.ending) + (len(target) if causal else 0)
+            over = len(ids) + taken - self.space
+            own = ids
+            if self.space and over > 0:
+                if over >= len(ids):
+                    raise DataError(
+                        f"{source or 'example'}: a prompt of {room} and a target of {len(target)} tokens leave "
+                        f"no room for text in {self.space} positions: shorten the prompt or the target"
+                    )
+                own = ids[over:] if causal else ids[:-over]
+            encoded.append(Encoded(tuple(own) + self.ending, tuple(target), None, choice, source))
+        return encoded
 
     def lead_with(self, token: str) -> None:
         """Put one special token before every target, as span corruption does; `decode` leaves it out again.

@@ -136,7 +136,8 @@ class _Reader:
         several = len(rows) > len(set(rows))  # otherwise each prompt is read once, together with its row
         self.prefixes = Prefixes(backbone) if prefixes is None and several else prefixes
         self.room = [p.length if p is not None else 0 for p in prompts]
-        self._encoded: dict[tuple[int, int], Encoded] = {}
+        self._encoded: dict[tuple[int, int], Encoded] = {}  # by id(example) and room
+        self._candidates: dict[tuple[int, int], list[Encoded]] = {}
         self._blank: dict[int, bool] = {}
 
     def rank(self, index: Sequence[int]) -> list[Prediction]:
@@ -150,7 +151,7 @@ class _Reader:
         if isinstance(self.backbone, EncoderBackbone):
             return class_scores(self.backbone, self._batch(index, local), picked, part)
         rooms = [self.room[self.rows[i]] for i in index]
-        return log_scores(self.backbone, picked, part, local, rooms)
+        return log_scores(self.backbone, picked, part, local, rooms, self._candidates)
 
     def write(self, index: Sequence[int]) -> list[Prediction]:
         """What the model writes to these examples."""

@@ -13,7 +13,7 @@ import torch
 
 from incipit.backbones import Backbone, EncoderBackbone
 from incipit.batch import Batch, Encoded, collate
-from incipit.encode import question
+from incipit.encode import questions
 from incipit.errors import DataError, PromptError
 from incipit.injection import Injection
 from incipit.prompts import Prompt
@@ -38,9 +38,17 @@ def log_scores(
     examples: Sequence[Example],
     rows: Sequence[int],
     rooms: Sequence[int],
+    known: dict[tuple[int, int], list[Encoded]] | None = None,
 ) -> list[list[float]]:
-    """log p(choice | prompt, input) of each example's choices, in their order: `rank` before its softmax."""
-    each = [candidates(backbone, e, room) for e, room in zip(examples, rooms, strict=True)]
+    """log p(choice | prompt, input) of each example's choices, in their order: `rank` before its softmax.
+
+    known: token ids of examples that were asked before, by id(example) and room; to be kept by the caller.
+    """
+    known = {} if known is None else known
+    for e, room in zip(examples, rooms, strict=True):
+        if (id(e), room) not in known:
+            known[id(e), room] = candidates(backbone, e, room)
+    each = [known[id(e), room] for e, room in zip(examples, rooms, strict=True)]
     if all(c.input_ids == cs[0].input_ids for cs in each for c in cs):
         asked, readers = [cs[0] for cs in each], list(rows)
         ends = [[c.target_ids for c in cs] for cs in each]
@@ -78,10 +86,10 @@ def candidates(backbone: Backbone, example: Example, room: int) -> list[Encoded]
         raise DataError(
             f'{example.source or "an example"} has no choices to rank: set decode.mode = "generate"'
         )
-    found = [question(backbone, example, room=room, answer=c) for c in example.choices]
+    found = questions(backbone, example, example.choices, room=room)
     ids = [c.target_ids for c in found]
     if any(a != b and b[: len(a)] == a for a in ids for b in ids) or len(set(ids)) < len(ids):
-        found = [question(backbone, example, room=room, answer=c, end=True) for c in example.choices]
+        found = questions(backbone, example, example.choices, room=room, end=True)
     return found
 
 
