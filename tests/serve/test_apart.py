@@ -21,7 +21,7 @@ from tests.serve.standing import Version, alone, backbone, soft, versions
 from incipit.backbones import Backbone, GenerateOptions
 from incipit.ensemble import Ensemble
 from incipit.errors import EngineDown
-from incipit.serve import apart, check
+from incipit.serve import apart, check, nest
 from incipit.serve.asks import Ask, Choose, Sampling
 from incipit.serve.core import Core
 from incipit.serve.executor import Row
@@ -324,3 +324,8 @@ def test_an_engine_of_its_own_is_killed_halted_stopped_and_orphaned() -> None:
         assert second["process"] != first["process"]
         stopped = run.do("stop")
         assert gone(second["process"]) and gone(stopped["children"])
+    with Running() as run:  # one that can make no more engines ends, so that who keeps it starts another
+        first = run.do("answer")
+        os.kill(first["children"], signal.SIGKILL)
+        os.kill(first["process"], signal.SIGKILL)
+        assert run.process.wait(PATIENCE) == nest.LOST

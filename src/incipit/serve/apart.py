@@ -7,6 +7,7 @@ A version goes over once, and again where it has been forgotten there.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import socket
 import struct
@@ -170,6 +171,7 @@ def answer(line: Line, backbone: Backbone, **sizes: Any) -> None:
                     far = _Far(check.executor(backbone, **sizes)[0])
                 found = getattr(far, what)(*given)
             except BaseException as error:  # whatever it is, the near side must hear of it
+                logging.getLogger("incipit.serve").error("step failed", exc_info=error)
                 line.send((f"{type(error).__name__} in its process", None))
                 return
             line.send(("", found))

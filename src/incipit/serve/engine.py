@@ -8,6 +8,7 @@ while an old one still hangs in a step that nobody waits for.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -182,6 +183,7 @@ class Engine:
             try:
                 self._turn(generation, turns, beat)
             except BaseException as error:  # whatever it is, clients must hear of it
+                logging.getLogger("incipit.serve").error("engine failed", exc_info=error)
                 self._fail(generation, f"the engine failed ({_short(error)})")
                 self._ended.wait(pause)
                 pause = min(2 * pause, BACK_OFF[1])

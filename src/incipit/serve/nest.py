@@ -7,6 +7,7 @@ them. Only one executor lives at a time: a new one takes the place of what has f
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -24,6 +25,7 @@ from incipit.serve import apart
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOST = 70  # exit status of a server whose nest is gone: EX_SOFTWARE
+LONG = 60.0  # seconds after which a nest that says nothing is gone
 
 
 def possible(device: str) -> bool:
@@ -41,6 +43,7 @@ class Nest:
     def __init__(self, backbone: Backbone, threads: int, **sizes: Any) -> None:
         self.backbone, self.sizes = backbone, sizes
         self._control, theirs = socket.socketpair()
+        self._control.settimeout(LONG)
         gc.freeze()  # what is there now is no garbage: looking for some would copy the pages that processes share
         self._pid = os.fork()
         if not self._pid:
@@ -65,7 +68,8 @@ class Nest:
     def close(self) -> None:
         """End all of its processes."""
         self._control.close()
-        os.waitpid(self._pid, 0)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._pid, 0)
 
 
 def _alone(do: Any, keep: int) -> None:
