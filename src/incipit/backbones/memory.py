@@ -41,6 +41,7 @@ class Slots:
 class Shelf:
     """Prompts that are being read: keys and values [R, N, P, D] of each layer, right-aligned, in places 0..used - 1.
 
+    Keys lie in memory as [R, N, D, P], which the product with queries reads faster (half the time on a CPU).
     Places move when a prompt leaves, so that those in use stand side by side; `place` says where one is now.
     """
 
@@ -56,9 +57,9 @@ class Shelf:
 
     @classmethod
     def of(cls, injection: Injection, shapes: Sequence[LayerShape], dtype: torch.dtype) -> Shelf:
-        """All prompts of an injection of right-aligned keys and values, prompt k under the name "k"; nothing is copied.
+        """All prompts of an injection of right-aligned keys and values, prompt k under the name "k".
 
-        None may enter or leave.
+        None may enter or leave. Values are not copied.
         """
         assert injection.key_live is not None
         live = injection.key_live
@@ -66,7 +67,7 @@ class Shelf:
         self.shapes, self.live = tuple(shapes), live
         self.lengths = {str(k): n for k, n in enumerate(live.sum(dim=1).tolist())}
         self.place = {str(k): k for k in range(len(live))}
-        self.keys = [t.to(dtype) for t in injection.keys["decoder"]]
+        self.keys = [t.to(dtype).mT.contiguous().mT for t in injection.keys["decoder"]]
         self.values = [t.to(dtype) for t in injection.values["decoder"]]
         return self
 
@@ -117,14 +118,16 @@ class Shelf:
             live[:old_rows, wide - old :] = self.live
         self.live = live
 
-        def grown(before: list[Tensor], sizes: list[int]) -> list[Tensor]:
+        def grown(before: list[Tensor], sizes: list[int], turned: bool) -> list[Tensor]:
             out = []
             for layer, (shape, size) in enumerate(zip(self.shapes, sizes, strict=True)):
-                tensor = torch.zeros(rows, shape.kv_heads, wide, size, dtype=self.dtype, device=self.device)
+                last = (size, wide) if turned else (wide, size)
+                tensor = torch.zeros(rows, shape.kv_heads, *last, dtype=self.dtype, device=self.device)
+                tensor = tensor.mT if turned else tensor
                 if old:
                     tensor[:old_rows, :, wide - old :] = before[layer]
                 out.append(tensor)
             return out
 
-        self.keys = grown(self.keys, [s.head_dim for s in self.shapes])
-        self.values = grown(self.values, [s.value_dim for s in self.shapes])
+        self.keys = grown(self.keys, [s.head_dim for s in self.shapes], True)
+        self.values = grown(self.values, [s.value_dim for s in self.shapes], False)

@@ -192,7 +192,7 @@ class PackedBackbone(Backbone):
     def _continued(
         self, batch: Batch, embeds: Tensor, mask: Tensor, keys: Injection | None, options: GenerateOptions
     ) -> list[list[int]]:
-        """New ids of left-padded rows [B, S, H] by beams: prefixes stand once, text runs as a stream, caches do not grow.
+        """New ids of left-padded rows [B, S, H] by beams: prefixes stand once, text is a stream, caches do not grow.
 
         All but the last slot of each row is read in one stream; `generate` goes on from there.
         """

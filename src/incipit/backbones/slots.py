@@ -87,7 +87,8 @@ class Part:
     take [B, Q]: slot of the stream of each query (padding repeats a row's last). back [n]: index into [B * Q] of each
     of this part's slots of the stream; both None where that is the identity and Q = 1. depth [B, Q]: how far a query
     stands in its row. rows: slots of the cache, a slice where most between are its own: those that are not then stand
-    in take and depth too, and nobody reads them. seen: own positions that anybody sees.
+    in take and depth too, and nobody reads them. seen: own positions that anybody sees. open: without a window every
+    row sees all of these and of the prompts.
     """
 
     first: int
@@ -99,6 +100,7 @@ class Part:
     seen: int
     far: Far | None
     bias: Callable[[nn.Module, Tensor, int], Tensor] | None = None
+    open: bool = False
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None) -> Tensor:
@@ -124,14 +126,15 @@ class Part:
 class Pass:
     """A forward pass over new positions of rows in slots: what `attend.attention` hands every layer to.
 
-    own: id(module) -> its layer. write: slot and position of each place of the stream [M].
+    own: id(module) -> its layer. write: slot and position of each place of the stream [M]; slots side by side may be a
+    slice, and a position that all have a number.
     """
 
     slots: Slots
     shelf: Shelf
     own: Mapping[int, int]
     parts: tuple[Part, ...]
-    write: tuple[Tensor, Tensor]
+    write: tuple[Tensor | slice, Tensor | int]
 
     def further(self) -> Pass:
         """The pass after one in which every row had one new position, for one more of each."""
@@ -186,7 +189,9 @@ class Pass:
             scores = scores.float()
         if cap is not None:
             scores = scores.div_(cap).tanh_().mul_(cap)
-        weights = scores.masked_fill_(part.mask(window), -torch.inf).softmax(dim=-1).to(v.dtype)
+        if window is not None or not part.open:
+            scores = scores.masked_fill_(part.mask(window), -torch.inf)
+        weights = scores.softmax(dim=-1).to(v.dtype)
         out: Tensor = (weights[..., length:].flatten(2, 3) @ v).unflatten(2, q.shape[2:4])  # [B, N, G, Q, D]
         if part.far is not None:
             out = out + _far(part.far, weights[..., :length], None, self.shelf.values[layer][:, :, -length:])
@@ -269,6 +274,8 @@ def lay(
                 for at, name in zip((used - begin).tolist(), names, strict=True):
                     filled[at] = name
                 names = filled
+        even = wide == 1 and len(set(start[span].tolist())) == 1
+        even = even and all(n is not None and shelf.lengths[n] == shelf.length for n in names if shelf.length)
         inner = torch.minimum(torch.arange(wide), count[span, None][each] - 1)  # [B, Q]
         if wide > 1:
             take = ((ends - count)[span, None] + inner).to(device)
@@ -284,10 +291,13 @@ def lay(
                 int((start + count)[span].max()),
                 far_of(shelf, names, device, wide == 1),
                 bias,
+                even,
             )
         )
     last = torch.empty(len(rows), dtype=torch.int64)
     last[torch.tensor(order)] = ends - 1
-    write = slot.repeat_interleave(count).to(device), depth.to(device)
+    write: tuple[Tensor | slice, Tensor | int] = slot.repeat_interleave(count).to(device), depth.to(device)
+    if not longer and int(slot[-1] - slot[0]) == len(rows) - 1 and len(set(start.tolist())) == 1:
+        write = slice(int(slot[0]), int(slot[-1]) + 1), int(start[0])
     positions = (prompt.repeat_interleave(count) + depth).to(device)
     return Pass(slots, shelf, own, tuple(parts), write), order, last.to(device), positions

@@ -105,7 +105,7 @@ def written(
         logits = head(attend.streamed(body, now, positions, running))  # [B, V]
         if noise is not None:
             logits = noise(positions, chain(positions, logits.float()))  # neither reads the ids so far
-        chosen = logits.argmax(dim=-1)
+        chosen = largest(logits)
         ids = chosen.tolist()
         for row, token in zip(alive, ids, strict=True):
             if token not in ends:
@@ -120,3 +120,16 @@ def written(
                 noise.keep(on)
         now = embed(chosen)
     return found
+
+
+def largest(scores: Tensor) -> Tensor:
+    """argmax of each row [B, V], the first of equals.
+
+    On a CPU by way of the largest number of each of 16 parts: torch 2.13 finds that some ten times faster than a place.
+    """
+    if scores.device.type != "cpu" or scores.shape[1] % 16:
+        return scores.argmax(dim=-1)
+    parts = scores.unflatten(1, (16, -1))
+    part = parts.amax(dim=-1).argmax(dim=-1)  # [B]
+    inner = parts[torch.arange(len(scores)), part].argmax(dim=-1)
+    return part * parts.shape[2] + inner
