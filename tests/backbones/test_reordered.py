@@ -117,3 +117,23 @@ def test_a_backbone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for ours, theirs in zip(found[1][:3], found[0][:3], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     assert found[1][3] == found[0][3]
+
+
+def test_few_sizes_are_compiled_and_none_is_much_larger() -> None:
+    sizes = [reordered.padded(rows) for rows in range(1, 4097)]
+    assert all(rows <= size <= max(8, 1.25 * rows) for rows, size in enumerate(sizes, 1))
+    assert sizes[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 10, 12, 12] and len(set(sizes)) == 44
+
+
+@pytest.mark.parametrize("rows", [1, 9, 33, 100])
+def test_rows_behind_change_nothing(rows: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(300, 400).requires_grad_(False)
+    plain = copy.deepcopy(layer)
+    assert reordered.attach(layer) == 1
+    x = torch.randn(rows, 300, requires_grad=True)
+    for shape in ((rows, 300), (1, rows, 300)):
+        out, expected = layer(x.view(shape)), plain(x.view(shape))
+        assert out.shape == expected.shape and torch.allclose(out, expected, atol=1e-5)
+        ours, theirs = (torch.autograd.grad(o.square().sum(), x)[0] for o in (out, expected))
+        assert torch.allclose(ours, theirs, atol=1e-3, rtol=1e-5)
