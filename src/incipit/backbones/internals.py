@@ -211,6 +211,15 @@ def projected(modules: Sequence[Any], states: Tensor) -> tuple[tuple[Tensor, ...
     return tuple(heads(m, "k") for m in modules), tuple(heads(m, "v") for m in modules)
 
 
+def projections(attention: Any) -> list[nn.Module]:
+    """What makes queries, keys and values of an encoder's states; [] where that is not three plain products.
+
+    5.23: `q`, `k` and `v` in T5 and its kin.
+    """
+    layers = [getattr(attention, name, None) for name in ("q", "k", "v")]
+    return [m for m in layers if isinstance(m, nn.Linear)] if all(type(m) is nn.Linear for m in layers) else []
+
+
 def position_table(decoder: nn.Module) -> nn.Embedding | None:
     """The table by which a decoder's tokens know their place, learned or of sines; None where it has none.
 
