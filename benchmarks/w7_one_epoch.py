@@ -27,9 +27,7 @@ from incipit.batch import Encoded
 
 TARGETS = {"joint": {"ratio": 1.3}, "isolated": {"ratio": 3.0}}
 BATCH = 32
-ATTENTION = (
-    "eager"  # the faster of PEFT's two here, as in W2: for "sdpa" bias and mask are copied to every layer
-)
+ATTENTION = "eager"  # the faster of PEFT's two here, as in W2
 
 
 def settings_of(way: str, steps: int, length: int) -> dict[str, dict[str, Any]]:

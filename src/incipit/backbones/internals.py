@@ -216,10 +216,9 @@ def projections(attention: Any) -> list[nn.Module]:
 
     5.23: `q`, `k` and `v` in T5 and its kin.
     """
-    layers = [getattr(attention, name, None) for name in ("q", "k", "v")]
-    return (
-        [m for m in layers if isinstance(m, nn.Linear)] if all(type(m) is nn.Linear for m in layers) else []
-    )
+    layers: list[nn.Module | None] = [getattr(attention, name, None) for name in ("q", "k", "v")]
+    found = [m for m in layers if m is not None and type(m) is nn.Linear]
+    return found if len(found) == 3 else []
 
 
 def position_table(decoder: nn.Module) -> nn.Embedding | None:

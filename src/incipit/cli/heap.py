@@ -14,7 +14,7 @@ def keep() -> bool:
     """Ask the C library to give no memory back before the process ends; False where it is not glibc.
 
     It hands freed tensors back to the system and fetches them again page by page, every page filled with zeros first:
-    of small steps on a CPU that is a good part of the time. The most that the process holds at a time stays the same.
+    of small steps on a CPU that is a good part of the time. What the process holds at its peak is about the same.
     """
     if sys.platform != "linux":
         return False

@@ -25,9 +25,7 @@ from incipit.train import FitSettings
 from incipit.train.gradients import Objective
 
 BUSY = 768  # slots of a pass beyond which a CPU multiplies no faster, and only memory grows
-ROOMY = (
-    2**27
-)  # bytes that a pass may keep all the same: of a small model the calls take longer than the products
+ROOMY = 2**27  # bytes that a pass may keep all the same: a small model's calls take as long as its products
 
 
 def load_backbone(recipe: Recipe) -> Backbone:
