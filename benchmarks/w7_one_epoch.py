@@ -1,9 +1,10 @@
 """W7: prompt tuning of builtin:t5 on one epoch of SST-2, the whole command from start to end, joint and isolated.
 
 python -m benchmarks.w7_one_epoch --data FOLDER [--fraction 1.0] [--repeats 1] [--backbone FOLDER]
-Ours is `incipit tune`: loading, encoding, training, one score on dev, one on test, artifact and record. PEFT's side is
-this file with --as-peer: the same loading, rows, steps, scores by its own forward passes, and `save_pretrained`. Both
-start as a process of their own and in turn.
+Ours is `incipit tune`: loading, encoding, training, one score on dev, one on test, the share of free answers on test
+that are label words, artifact and record. PEFT's side is this file with --as-peer: the same loading, rows, steps,
+scores by its own forward passes, free answers by its own `generate`, and `save_pretrained`. Both start as a process of
+their own and in turn.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,9 +22,12 @@ from typing import Any
 from benchmarks import machine, sst2, workload
 from benchmarks.workload import Plan
 from incipit import files
+from incipit.backbones import GenerateOptions
+from incipit.batch import Encoded
 
 TARGETS = {"joint": {"ratio": 1.3}, "isolated": {"ratio": 3.0}}
 BATCH = 32
+ATTENTION = "eager"  # the faster of PEFT's two here, as in W2
 
 
 def settings_of(way: str, steps: int, length: int) -> dict[str, dict[str, Any]]:
@@ -64,12 +69,11 @@ def peer_command(data: str, backbone: str, steps: int, length: int, folder: str)
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, get_linear_schedule_with_warmup
 
     from benchmarks import peer
-    from incipit.batch import Encoded
     from incipit.train import ExampleStream
 
     recipe = sst2.recipe(data, backbone, {"prompt": {"length": length}, "train": {"steps": steps}})
     task, place = recipe.load_task(), located(backbone)
-    base = AutoModelForSeq2SeqLM.from_pretrained(place, dtype=torch.float32, attn_implementation="sdpa")
+    base = AutoModelForSeq2SeqLM.from_pretrained(place, dtype=torch.float32, attn_implementation=ATTENTION)
     tokenizer = AutoTokenizer.from_pretrained(place)
     end = (tokenizer.eos_token_id,)
     torch.manual_seed(0)
@@ -95,23 +99,37 @@ def peer_command(data: str, backbone: str, steps: int, length: int, folder: str)
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
-    words = [ids(word)[0] for word in sst2.LABELS.values()]
-    scores = {}
-    for name, examples in (("validation", list(task.validation)), ("test", list(task.test))):
-        right = 0
-        ordered = sorted(examples, key=lambda e: len(e.input))
-        for at in range(0, len(ordered), 64):
-            part = ordered[at : at + 64]
-            given = peer.tensors([ready(e) for e in part], True, torch.device("cpu"))
-            given["labels"] = given["labels"][:, :1]  # the first target token tells
-            with torch.no_grad():
-                logits = model(**given).logits[:, 0, words]
-            right += sum(
-                e.choices[i] == e.target for e, i in zip(part, logits.argmax(1).tolist(), strict=True)
-            )
-        scores[name] = right / max(1, len(examples))
+    scores: dict[str, float] = {}
+    with torch.no_grad():
+        for name, examples in (("validation", task.validation), ("test", task.test)):
+            scores |= _peer_scores(model, tokenizer, ready, name, list(examples))
     model.save_pretrained(folder)
     files.write_json(Path(folder) / "scores.json", scores)
+
+
+def _peer_scores(
+    model: Any, tokenizer: Any, ready: Callable[[Any], Encoded], name: str, examples: list[Any]
+) -> dict[str, float]:
+    """Accuracy by the first target token; on test also the share of free answers that are label words."""
+    import torch
+
+    from benchmarks import peer
+
+    words = [tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in sst2.LABELS.values()]
+    right = legal = 0
+    ordered = sorted(examples, key=lambda e: len(e.input))
+    for at in range(0, len(ordered), 64):
+        part = ordered[at : at + 64]
+        given = peer.tensors([ready(e) for e in part], True, torch.device("cpu"))
+        logits = model(**given | {"labels": given["labels"][:, :1]}).logits[:, 0, words]
+        right += sum(e.choices[i] == e.target for e, i in zip(part, logits.argmax(1).tolist(), strict=True))
+        if name == "test":
+            del given["labels"]
+            written = model.generate(**given, max_new_tokens=GenerateOptions().max_new_tokens)
+            texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+            legal += sum(text.strip() in sst2.LABELS.values() for text in texts)
+    count = max(1, len(examples))
+    return {name: right / count} | ({"legal_rate": legal / count} if name == "test" else {})
 
 
 def located(backbone: str) -> str:
@@ -157,7 +175,7 @@ def _record(
         "settings": {"steps": steps, "fraction": fraction, "length": length, "batch": BATCH, "dtype": "float32"},
         "target": TARGETS[way], "exact": False, "ratio": peer / own, "difference": {}, "allowed": {}, "unequal": [],
         "seconds": {"ours": own, "peft": peer, "samples": {"ours": samples[way], "peft": samples["peft"]}},
-        "peer": {"attention": "sdpa", "optimiser": "AdamW"},
+        "peer": {"attention": ATTENTION, "optimiser": "AdamW"},
     }  # fmt: skip
 
 

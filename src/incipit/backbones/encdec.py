@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from incipit.backbones import attend, internals, stream, twoparts, unpadded
+from incipit.backbones import alike, attend, internals, stream, twoparts, unpadded
 from incipit.backbones.base import MAX_ROWS, Candidates, near, token_nll, widened
 from incipit.backbones.decoding import GenerateOptions
 from incipit.backbones.rows import compact
@@ -52,6 +52,8 @@ class EncoderDecoderBackbone(SiteBackbone):
         self.streams = bool(holders)
         weights = sum(p.numel() for p in self.encoder.parameters()) - int(self.table.weight.numel())
         self.launch = stream.launch_cost(weights, len(self.modules.get("encoder", [])), self.device)
+        if self.streams:
+            alike.share(self.modules["encoder"][0])
         self._check_streams()
         why = self._why_joint()
         self.geometry = replace(self.geometry, isolates=not why, why_joint=why)
@@ -81,7 +83,9 @@ class EncoderDecoderBackbone(SiteBackbone):
         prefix, live = self.gather(injection, batch.rows)
         embeds = torch.cat([prefix, self.embed(batch.input_ids)], dim=1)
         mask = torch.cat([live, batch.input_mask], dim=1)
-        mask, embeds = compact(mask, embeds)
+        length = prefix.shape[1]
+        front = torch.arange(length, device=mask.device) + self.geometry.vocab + length * batch.rows[:, None]
+        mask, embeds, names = compact(mask, embeds, torch.cat([front, batch.input_ids], dim=1))
         blank = ~mask.any(dim=1)
         if injection is not None and injection.isolated:
             assert injection.key_live is not None
@@ -94,10 +98,12 @@ class EncoderDecoderBackbone(SiteBackbone):
         if not mask.shape[1]:  # no row has text: one slot that nothing sees
             mask, embeds = F.pad(mask, (0, 1)), F.pad(embeds, (0, 0, 0, 1))
         self._check_length(mask.shape[1])
-        return self._states(embeds, mask, injection), mask
+        return self._states(embeds, mask, injection, names), mask
 
-    def _states(self, embeds: Tensor, mask: Tensor, injection: Injection | None) -> Tensor:
-        """Last encoder states [B, S, H] of right-padded rows."""
+    def _states(
+        self, embeds: Tensor, mask: Tensor, injection: Injection | None, names: Tensor | None = None
+    ) -> Tensor:
+        """Last encoder states [B, S, H] of right-padded rows; names [B, S] are equal where embeds are."""
         if not self.streams:
             with self.entering(injection, among=("encoder",)):
                 out = self.encoder(inputs_embeds=embeds, attention_mask=mask.long())
@@ -120,7 +126,8 @@ class EncoderDecoderBackbone(SiteBackbone):
                 chosen = (key, value) if whole else (key[order], value[order])
                 at[id(module)] = twoparts.Prefix(*chosen, live)
         positioned = keyed is not None and keyed.isolated
-        running = unpadded.Rows(laid, mask.flatten()[laid.taken], at, self.holders, positioned)
+        same = alike.found(names.flatten()[laid.taken], unpadded.CHUNK) if names is not None else None
+        running = unpadded.Rows(laid, mask.flatten()[laid.taken], at, self.holders, positioned, same)
         return unpadded.encoded(self.encoder, embeds, running)
 
     def target_logits(self, hidden: Tensor, mask: Tensor, target_ids: Tensor, keep: Tensor) -> Tensor:
@@ -272,12 +279,12 @@ class EncoderDecoderBackbone(SiteBackbone):
         """Keep `streams` where two rows of different lengths have the states that they have when padded."""
         if not self.streams:
             return
-        ids = torch.tensor([(self.frequent_ids(64) * 8)[:8]], device=self.device).view(2, 4)
+        ids = torch.tensor([(self.frequent_ids(6) * 8)[:8]], device=self.device).view(2, 4)  # two come again
         mask = torch.tensor([[True] * 4, [True, True, True, False]], device=self.device)
         with torch.no_grad():
             embeds = self.embed(ids)
             try:
-                ours = self._states(embeds, mask, None)[mask]
+                ours = self._states(embeds, mask, None, ids)[mask]
                 self.streams = False
                 same = near(self._states(embeds, mask, None)[mask], ours, self._loose)
                 why = "" if same else "a stream gives other numbers than padded rows"

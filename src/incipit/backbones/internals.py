@@ -211,6 +211,16 @@ def projected(modules: Sequence[Any], states: Tensor) -> tuple[tuple[Tensor, ...
     return tuple(heads(m, "k") for m in modules), tuple(heads(m, "v") for m in modules)
 
 
+def projections(attention: Any) -> list[nn.Module]:
+    """What makes queries, keys and values of an encoder's states; [] where that is not three plain products.
+
+    5.23: `q`, `k` and `v` in T5 and its kin.
+    """
+    layers: list[nn.Module | None] = [getattr(attention, name, None) for name in ("q", "k", "v")]
+    found = [m for m in layers if m is not None and type(m) is nn.Linear]
+    return found if len(found) == 3 else []
+
+
 def position_table(decoder: nn.Module) -> nn.Embedding | None:
     """The table by which a decoder's tokens know their place, learned or of sines; None where it has none.
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from incipit.backbones import internals
+from incipit.backbones.alike import Alike
 from incipit.backbones.stream import Block, Stream
 from incipit.backbones.twoparts import Prefix
 
@@ -31,6 +32,7 @@ class Rows:
 
     at: id(module) -> what its rows see before themselves. holders: id(module) -> the module with its bias.
     positioned: such a prefix stands at the P positions right before each row; else it has no position.
+    alike: slots that enter the first layer with the same numbers.
     """
 
     laid: Stream
@@ -38,6 +40,7 @@ class Rows:
     at: Mapping[int, Prefix]
     holders: Mapping[int, nn.Module]
     positioned: bool
+    alike: Alike | None = None
     known: dict[int, list[Tensor]] = field(
         default_factory=dict
     )  # id(holder) -> what is added to scores, by block

@@ -18,6 +18,7 @@ from incipit.cli import (
     ensemble,
     evaluate,
     export,
+    heap,
     import_,
     list_,
     predict,
@@ -49,11 +50,14 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _group(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Say which one this is.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     """Soft prompts for frozen language models: learn, evaluate, use and inspect them."""
+    if context.invoked_subcommand != "serve":  # a server is there for long, and not alone
+        heap.keep()
 
 
 VERBS: dict[str, Callable[..., None]] = {

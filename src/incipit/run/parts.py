@@ -25,6 +25,7 @@ from incipit.train import FitSettings
 from incipit.train.gradients import Objective
 
 BUSY = 768  # slots of a pass beyond which a CPU multiplies no faster, and only memory grows
+ROOMY = 2**27  # bytes that a pass may keep all the same: a small model's calls take as long as its products
 
 
 def load_backbone(recipe: Recipe) -> Backbone:
@@ -69,11 +70,12 @@ def passes(
         gigabytes = whole / 2 / 2**30
     apart = all(isinstance(p, Isolated) for p in prompts)
     shared = apart or (isinstance(backbone, CausalBackbone) and backbone.shares)
-    slots = max(1, int(gigabytes * 2**30 / backbone.slot_bytes(precision)))
+    each = backbone.slot_bytes(precision)
+    slots = max(1, int(gigabytes * 2**30 / each))
     if (
         usual and backbone.device.type == "cpu" and not shared
     ):  # where prompts are shared each pass reads them again
-        slots = min(slots, BUSY)
+        slots = min(slots, max(BUSY, int(ROOMY / each)))
     return {
         "slots": slots,
         "more": 0 if shared else max(p.length if p is not None else 0 for p in prompts),

@@ -8,7 +8,7 @@ A record {"text": "Fine film.", "label": 1} with input "Review: {text}", labels 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -44,10 +44,16 @@ class Example:
 
     def canonical(self) -> dict[str, Any]:
         """The example as a JSON value without its source, so that a moved file has the same hash."""
-        value = asdict(self)
-        del value["source"]
-        if not self.group:  # so that the hash of other data is what it was before there were groups
-            del value["group"]
+        value: dict[str, Any] = {
+            "input": self.input,
+            "target": self.target,
+            "choices": self.choices,
+            "choice": self.choice,
+            "references": self.references,
+            "messages": tuple({"role": m.role, "content": m.content} for m in self.messages),
+        }
+        if self.group:  # so that the hash of other data is what it was before there were groups
+            value["group"] = self.group
         return value
 
     def answers(self) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ __all__ = ["BUILTIN", "Task", "TaskSpec", "builtin", "builtin_names"]
 
 BUILTIN = Path(__file__).parent / "builtin"
 BUFFER = 1000  # examples that the shuffle of a stream holds
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
 
 
 class Task:
@@ -120,7 +121,7 @@ class Task:
                 continue
             digest.update(f"{name}\n".encode())
             for example in self.examples(name):
-                line = json.dumps(example.canonical(), sort_keys=True, ensure_ascii=False)
+                line = _CANONICAL.encode(example.canonical())
                 digest.update(line.encode("utf-8", errors="surrogatepass") + b"\n")
         return digest.hexdigest()
 
