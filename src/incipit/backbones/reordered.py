@@ -65,7 +65,7 @@ def _blocks(weight: Tensor) -> Tensor:
 
 
 def _times(x: Tensor, blocks: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b. oneDNN compiles a product for every M and keeps it, half a megabyte each: so few M, and zeros behind."""
+    """x W^T + b. oneDNN compiles a product for every M and keeps it, half a megabyte each: so few M, zeros behind."""
     rows = x.numel() // x.shape[-1]
     more = padded(rows) - rows
     there = F.pad(x.reshape(rows, -1), (0, 0, 0, more)) if more else x
@@ -88,7 +88,7 @@ class _Product(torch.autograd.Function):
         return _times(x, order.forth, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _times(grad.contiguous(), ctx.order.back, None), None, None
 

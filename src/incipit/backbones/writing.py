@@ -104,7 +104,8 @@ def written(
         running, positions = rows.next()
         logits = head(attend.streamed(body, now, positions, running))  # [B, V]
         if noise is not None:
-            logits = noise(positions, chain(positions, logits.float()))  # neither reads the ids so far
+            places: Any = positions
+            logits = noise(places, chain(places, logits.float()))  # neither reads the ids so far
         chosen = largest(logits)
         ids = chosen.tolist()
         for row, token in zip(alive, ids, strict=True):
@@ -132,4 +133,5 @@ def largest(scores: Tensor) -> Tensor:
     parts = scores.unflatten(1, (16, -1))
     part = parts.amax(dim=-1).argmax(dim=-1)  # [B]
     inner = parts[torch.arange(len(scores)), part].argmax(dim=-1)
-    return part * parts.shape[2] + inner
+    found: Tensor = part * parts.shape[2] + inner
+    return found

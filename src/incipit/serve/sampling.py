@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from incipit.backbones.decoding import row_seeds
+from incipit.backbones.writing import largest
 from incipit.serve.asks import Sampling
 from incipit.serve.executor import Row, Took
 
@@ -38,7 +39,7 @@ def next_tokens(rows: Sequence[Row], logits: Tensor) -> list[Took]:
     finite = torch.isfinite(logits.sum(dim=-1))  # of a whole row, without a look at each number
     if not bool(finite.all()):  # it may also be the sum that is too large
         finite = torch.isfinite(logits).all(dim=-1)
-    chosen = logits.argmax(dim=-1)
+    chosen = largest(logits)
     do = [_sampling(row) for row in rows]
     drawn = [i for i, s in enumerate(do) if s.temperature >= COLD]
     if drawn:
