@@ -216,8 +216,8 @@ def projections(attention: Any) -> list[nn.Module]:
 
     5.23: `q`, `k` and `v` in T5 and its kin.
     """
-    layers: list[nn.Module | None] = [getattr(attention, name, None) for name in ("q", "k", "v")]
-    found = [m for m in layers if m is not None and type(m) is nn.Linear]
+    layers = (getattr(attention, name, None) for name in ("q", "k", "v"))
+    found: list[nn.Module] = [m for m in layers if type(m) is nn.Linear]
     return found if len(found) == 3 else []
 
 
