@@ -78,7 +78,7 @@ class _Product(torch.autograd.Function):
         return _times(x, order.forth, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _times(grad.contiguous(), ctx.order.back, None), None, None
 
