@@ -37,7 +37,8 @@ turn.
 
 - **Seconds** are medians of at least five runs of each side, taken in turn; **ratio** is PEFT's time over ours.
 - **Memory** is the peak that one step adds to what was there before it, in a fresh process for each side; the figure
-  is ours over PEFT's.
+  is ours over PEFT's. On a CPU our model keeps a second copy of its large float32 weights, in the order of the
+  products, and a third where something is trained; they are there before the step, and no part of the figure.
 - **Equal** is checked in the same run: loss to 1e-5 and prompt gradient to 1e-4, relative, in float32
   (bfloat16 has 8 bits: 1e-2 and 1e-1); T5 in float32 is rough itself, so both sides are held to PEFT in float64, and
   *rounding* is our distance from it over PEFT's; log-probabilities to 1e-4; of written tokens 98 in 100, for a
