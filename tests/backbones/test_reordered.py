@@ -18,6 +18,7 @@ NEAR: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reordered, "SMALL", 1)
+    monkeypatch.setattr(reordered, "ALONE", 1)
 
 
 def hooked(layer: nn.Module) -> list[Any]:
@@ -137,3 +138,13 @@ def test_rows_behind_change_nothing(rows: int) -> None:
         assert out.shape == expected.shape and torch.allclose(out, expected, atol=1e-5)
         ours, theirs = (torch.autograd.grad(o.square().sum(), x)[0] for o in (out, expected))
         assert torch.allclose(ours, theirs, atol=1e-3, rtol=1e-5)
+
+
+def test_one_row_goes_the_short_way_through_a_small_layer() -> None:
+    layer = nn.Linear(300, 400).requires_grad_(False)
+    assert reordered.attach(layer) == 1
+    (hook,) = hooked(layer)
+    layer(torch.randn(1, 1, 300))
+    assert hook.kept is None
+    layer(torch.randn(1, 2, 300))
+    assert hook.kept is not None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 SMALL = 2**16  # numbers of a weight below which there is nothing to gain
+ALONE = 2**18  # the same for one row by itself: then the way to the product takes longer than the product
 SHARE = 1 / 8  # of the machine's memory that the copies of one model may take
 
 
@@ -123,6 +124,8 @@ class Reordered:
 
     def __call__(self, module: nn.Linear, args: tuple[Any, ...]) -> tuple[Tensor] | None:
         x, weight, bias = args[0], module.weight, module.bias
+        if x.numel() == x.shape[-1] and weight.numel() < ALONE:
+            return None
         learns = weight.requires_grad or (bias is not None and bias.requires_grad)
         if (learns and torch.is_grad_enabled()) or torch.is_autocast_enabled("cpu") or not x.numel():
             return None
