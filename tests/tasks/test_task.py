@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import incipit
 from incipit.errors import DataError, RecipeError
+from incipit.tasks.example import Example, Message
 from incipit.tasks.task import Task, builtin, builtin_names
 
 SPEC = {"name": "mood", "kind": "classification", "input": "{text}", "labels": ["bad", "good"]}
@@ -95,6 +97,26 @@ def test_the_hash_follows_the_examples_and_not_their_place(folder: Path, tmp_pat
     assert task(folder, input="{text}!").data_hash != first
     assert task(folder, shots=4).data_hash != first
     assert task(folder, validation="validation.jsonl").data_hash != first
+
+
+def test_what_is_hashed_of_an_example_stays_what_it_was_when_records_were_made() -> None:
+    """A new field is hashed; an empty group and the source are not, and a chat's turns are plain values."""
+    plain = Example("in", "yes", ("no", "yes"), 1, ("yes",), source="a.jsonl:1")
+    whole = {
+        "input": "in",
+        "target": "yes",
+        "choices": ("no", "yes"),
+        "choice": 1,
+        "references": ("yes",),
+        "messages": (),
+    }
+    assert plain.canonical() == whole
+    assert replace(plain, group="q").canonical() == whole | {"group": "q"}
+    chat = Example("", "", messages=(Message("user", "hi"), Message("assistant", "ho")))
+    assert chat.canonical()["messages"] == (
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "ho"},
+    )
 
 
 def test_majority_is_the_floor(folder: Path) -> None:

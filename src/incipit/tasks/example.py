@@ -44,16 +44,10 @@ class Example:
 
     def canonical(self) -> dict[str, Any]:
         """The example as a JSON value without its source, so that a moved file has the same hash."""
-        value: dict[str, Any] = {
-            "input": self.input,
-            "target": self.target,
-            "choices": self.choices,
-            "choice": self.choice,
-            "references": self.references,
-            "messages": tuple({"role": m.role, "content": m.content} for m in self.messages),
-        }
-        if self.group:  # so that the hash of other data is what it was before there were groups
-            value["group"] = self.group
+        value = {**vars(self), "messages": tuple(map(vars, self.messages))}
+        del value["source"]
+        if not self.group:  # so that the hash of other data is what it was before there were groups
+            del value["group"]
         return value
 
     def answers(self) -> tuple[str, ...]:
