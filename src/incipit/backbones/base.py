@@ -320,7 +320,11 @@ def widened(tensor: Tensor) -> Tensor:
 
 def token_nll(logits: Tensor, labels: Tensor, index: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     """logits [M, V], labels [M], index [M] (row of each) -> nll [B], count [B], in float32 or wider."""
-    each = nn.functional.cross_entropy(widened(logits), labels, reduction="none")
+    return by_row(nn.functional.cross_entropy(widened(logits), labels, reduction="none"), index, batch)
+
+
+def by_row(each: Tensor, index: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """nll of each label [M], index [M] (row of each) -> nll [B], count [B]."""
     nll = torch.zeros(batch, dtype=each.dtype, device=each.device).index_add(0, index, each)
     count = torch.zeros(batch, dtype=torch.int64, device=each.device).index_add(
         0, index, torch.ones_like(index)

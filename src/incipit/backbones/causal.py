@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from incipit.backbones import caches, internals
-from incipit.backbones.base import Candidates, near, token_nll, widened
+from incipit.backbones.base import Candidates, by_row, near, token_nll, widened
 from incipit.backbones.decoding import GenerateOptions
+from incipit.backbones.likelihood import label_nll
 from incipit.backbones.packed import Filled, PackedBackbone, behind
 from incipit.backbones.rows import compact, last_apart, right_aligned
 from incipit.batch import IGNORE, Batch
@@ -88,14 +89,21 @@ class CausalBackbone(PackedBackbone):
             return {}
         return {"position_ids": live.sum(dim=1, keepdim=True) + torch.arange(steps, device=live.device)}
 
-    def _logits(self, embeds: Tensor, keys: Injection | None, where: tuple[Tensor, Tensor]) -> Tensor:
-        """Logits [M, V] at the slots `where` (row, step) of right-padded rows [B, S, H]."""
+    def _read_at(self, embeds: Tensor, keys: Injection | None, where: tuple[Tensor, Tensor]) -> Tensor:
+        """States [M, H] at the slots `where` (row, step) of right-padded rows [B, S, H]; logits [M, V] without
+        `direct_head`."""
         if self.streams:
-            return self.head(self._streamed(embeds, keys, *where))
+            return self._streamed(embeds, keys, *where)
         if self.direct_head:
-            return self.head(self._states(embeds, keys, self.body).last_hidden_state[where])
+            states: Tensor = self._states(embeds, keys, self.body).last_hidden_state
+            return states[where]
         logits: Tensor = self._states(embeds, keys, self.model).logits
         return logits[where]
+
+    def _logits(self, embeds: Tensor, keys: Injection | None, where: tuple[Tensor, Tensor]) -> Tensor:
+        """Logits [M, V] there."""
+        found = self._read_at(embeds, keys, where)
+        return self.head(found) if self.direct_head else found
 
     def _split(self, batch: Batch, injection: Injection | None) -> tuple[Injection | None, Injection | None]:
         """(keys and values before the rows, inputs that stay with the rows).
@@ -152,8 +160,10 @@ class CausalBackbone(PackedBackbone):
         embeds, _, labels, keys = self.joined(batch, injection)
         nexts = F.pad(labels[:, 1:], (0, 1), value=IGNORE)  # [B, S], the label that position s predicts
         index, step = (nexts != IGNORE).nonzero(as_tuple=True)
-        logits = self._logits(embeds, keys, (index, step))  # [M, V]
-        return token_nll(logits, nexts[index, step], index, embeds.shape[0])
+        found, labels = self._read_at(embeds, keys, (index, step)), nexts[index, step]
+        if self.direct_head:
+            return by_row(label_nll(found, labels, self.head), index, embeds.shape[0])
+        return token_nll(found, labels, index, embeds.shape[0])
 
     def next_token(self, batch: Batch, injection: Injection | None) -> Tensor:
         """log p(next token | input) [B, V] after each row's input."""

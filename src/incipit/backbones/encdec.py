@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from incipit.backbones import alike, attend, internals, stream, twoparts, unpadded
-from incipit.backbones.base import MAX_ROWS, Candidates, near, token_nll, widened
+from incipit.backbones.base import MAX_ROWS, Candidates, by_row, near, token_nll, widened
 from incipit.backbones.decoding import GenerateOptions
+from incipit.backbones.likelihood import label_nll
 from incipit.backbones.rows import compact
 from incipit.backbones.sites import SiteBackbone
 from incipit.batch import IGNORE, Batch, pad
@@ -132,26 +133,32 @@ class EncoderDecoderBackbone(SiteBackbone):
 
     def target_logits(self, hidden: Tensor, mask: Tensor, target_ids: Tensor, keep: Tensor) -> Tensor:
         """Logits [M, V] of the target positions `keep` [B, U], each from the targets before it."""
+        found = self._target_states(hidden, mask, target_ids, keep)
+        return self.head(found) if self.direct_head else found
+
+    def _target_states(self, hidden: Tensor, mask: Tensor, target_ids: Tensor, keep: Tensor) -> Tensor:
+        """States [M, H] there; logits [M, V] without `direct_head`."""
         self._check_length(target_ids.shape[1])
         first = torch.full_like(target_ids[:, :1], self.start_id)
         shifted = torch.cat([first, target_ids[:, :-1]], dim=1)
-        if self.direct_head:
-            given: dict[str, object] = {
-                "encoder_hidden_states": hidden,
-                "encoder_attention_mask": mask.long(),
-            }
-            if self._folding(target_ids.shape[1]):
-                with attend.folding(self.modules["cross"]):
-                    cache = internals.states_as_keys(hidden, len(self.modules["cross"]))
-                    out = self.decoder(input_ids=shifted, past_key_values=cache, **given)
-            else:
-                out = self.decoder(input_ids=shifted, use_cache=False, **given)
-            return self.head(out.last_hidden_state[keep])
-        out = self.model(
-            encoder_outputs=(hidden,), attention_mask=mask.long(), decoder_input_ids=shifted, use_cache=False
-        )
-        logits: Tensor = out.logits
-        return logits[keep]
+        if not self.direct_head:
+            out = self.model(
+                encoder_outputs=(hidden,),
+                attention_mask=mask.long(),
+                decoder_input_ids=shifted,
+                use_cache=False,
+            )
+            logits: Tensor = out.logits
+            return logits[keep]
+        given: dict[str, object] = {"encoder_hidden_states": hidden, "encoder_attention_mask": mask.long()}
+        if self._folding(target_ids.shape[1]):
+            with attend.folding(self.modules["cross"]):
+                cache = internals.states_as_keys(hidden, len(self.modules["cross"]))
+                out = self.decoder(input_ids=shifted, past_key_values=cache, **given)
+        else:
+            out = self.decoder(input_ids=shifted, use_cache=False, **given)
+        states: Tensor = out.last_hidden_state
+        return states[keep]
 
     def _folding(self, length: int) -> bool:
         """Whether targets of `length` tokens are few enough, and no adapter has come into the products since."""
@@ -165,8 +172,11 @@ class EncoderDecoderBackbone(SiteBackbone):
         keep = batch.labels != IGNORE
         hidden, mask = self.read(batch, injection)
         with self.entering(injection, among=("decoder", "cross")):
-            logits = self.target_logits(hidden, mask, batch.target_ids, keep)
-        return token_nll(logits, batch.labels[keep], keep.nonzero()[:, 0], len(batch))
+            found = self._target_states(hidden, mask, batch.target_ids, keep)
+        labels, index = batch.labels[keep], keep.nonzero()[:, 0]
+        if self.direct_head:
+            return by_row(label_nll(found, labels, self.head), index, len(batch))
+        return token_nll(found, labels, index, len(batch))
 
     def next_token(self, batch: Batch, injection: Injection | None) -> Tensor:
         """log p(first target token | input) [B, V]."""

@@ -7,8 +7,9 @@ Each touchpoint names the version that it was seen in.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -76,30 +77,42 @@ def lacking(info: Mapping[str, Any]) -> list[str]:
     return sorted(str(k) for k in info.get("missing_keys", ()) if "pooler" not in str(k))
 
 
-def head_of(model: Any) -> Callable[[Tensor], Tensor]:
+@dataclass(frozen=True)
+class Head:
     """hidden [M, H] -> logits [M, V]: the output head with what the model does to logits.
 
     5.23: final_logit_softcapping (Gemma 2), logit_scale (Cohere), logits_scaling (Granite), scale_decoder_outputs
     (T5 with tied embeddings; UMT5 and Switch always scale), final_logits_bias (BART). The caller checks the
     result against the model's own logits and falls back to the full forward where it differs.
     """
-    head = model.get_output_embeddings()
+
+    layer: Any
+    tied: float | None
+    shift: Tensor | None
+    scale: float | None
+    divide: float | None
+    cap: float | None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.layer(hidden * self.tied if self.tied else hidden)
+        out = out + self.shift[0] if self.shift is not None else out
+        out = out * self.scale if self.scale else out
+        out = out / self.divide if self.divide else out
+        return torch.tanh(out / self.cap) * self.cap if self.cap else out
+
+
+def head_of(model: Any) -> Head:
+    """The head of a model."""
     text = model.config.get_text_config()
     scales = getattr(text, "scale_decoder_outputs", text.model_type in ("umt5", "switch_transformers"))
-    tied = text.d_model**-0.5 if scales else None
-    shift = getattr(model, "final_logits_bias", None)
-    cap = getattr(text, "final_logit_softcapping", None)
-    scale = getattr(text, "logit_scale", None)
-    divide = getattr(text, "logits_scaling", None)
-
-    def logits(hidden: Tensor) -> Tensor:
-        out: Tensor = head(hidden * tied if tied else hidden)
-        out = out + shift[0] if shift is not None else out
-        out = out * scale if scale else out
-        out = out / divide if divide else out
-        return torch.tanh(out / cap) * cap if cap else out
-
-    return logits
+    return Head(
+        model.get_output_embeddings(),
+        tied=text.d_model**-0.5 if scales else None,
+        shift=getattr(model, "final_logits_bias", None),
+        scale=getattr(text, "logit_scale", None),
+        divide=getattr(text, "logits_scaling", None),
+        cap=getattr(text, "final_logit_softcapping", None),
+    )
 
 
 class _BeforeOutput(TorchFunctionMode):
