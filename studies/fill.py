@@ -4,8 +4,9 @@ python studies/fill.py xprompt2022 RUNS/*/record.jsonl
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from incipit import files, record
 from incipit.study import comparison, report
@@ -34,19 +35,23 @@ def filled(page: str, made: report.Report) -> str:
     return before + OPEN + "\n" + tables(made) + "\n" + CLOSE + rest.partition(CLOSE)[2]
 
 
+def _key(row: Mapping[str, Any]) -> tuple[str, int, str]:
+    return row["name"], row["seed"], row["backbone"]["name"]
+
+
 def main(name: str, sources: Sequence[str]) -> None:
     """Take over what is new, then write the pages."""
     folder = STUDIES / name
     kept = folder / "records" / "small.jsonl"
     known = record.read(kept) if files.exists(kept) else []
-    have = {(row["name"], row["seed"]) for row in known}
+    have = {_key(row) for row in known}
     for source in sources:
         for row in record.read(source):
             if row["provenance"]["dirty"]:
                 print(f"{source}: {row['name']} came of a working tree that was not committed; left out")
-            elif (row["name"], row["seed"]) not in have:
+            elif _key(row) not in have:
                 files.append_jsonl(kept, row)
-                have.add((row["name"], row["seed"]))
+                have.add(_key(row))
     made = comparison.build(folder, record.read(kept))
     page = files.read_bytes(folder / "README.md").decode()
     files.atomic_write(folder / "README.md", filled(page, made))

@@ -1,6 +1,6 @@
 """The small scale of this study: every method on the same data, shots and backbone; what is on record stays.
 
-cd DATA && python PATH/studies/sesom2023/run.py --folder RUNS [--target cr] [--shots 16] [--draw 0]
+cd DATA && python PATH/studies/sesom2023/run.py --folder RUNS [--backbone builtin:lm] [--target cr] [--shots 16]
 
 A cell is a target, a number of shots a class and a draw of them. Its methods: a prompt tuned on the shots, the sources
 as they are ("raw") and tuned further on the shots ("adapted"), mixed in every way, a shared prompt that was distilled
@@ -36,30 +36,37 @@ from incipit.transfer.multitask import shared_within
 HERE = Path(__file__).parent / "small"
 SOURCES, TARGETS = ("qqp", "snli", "sst2", "subj"), ("mpqa", "cr", "trec", "emotion")
 SHOTS, DRAWS, TEST, FOLDED, BATCH = (8, 16, 32), range(5), 120, 16, 64
+# what differs from small/*.toml, of sources and of targets: a small model that writes must be taught for longer
+BACKBONES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "builtin:minilm": ({}, {}),
+    "builtin:lm": ({"train.steps": 600, "train.lr": 0.3}, {"train.steps": 60, "train.lr": 0.3}),
+}
 GATES = (GateSettings("sesom"), GateSettings("fixed"))
 Found = tuple[str, float, dict[str, Any]]  # method, accuracy, more
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all cells share: the backbone, the folder, the source prompts."""
+    """What all cells share: the backbone, the folder, the source prompts, what the backbone changes of a target."""
 
     backbone: Backbone
     folder: Path
+    changes: dict[str, Any]
     sources: list[Artifact]
     shared: MultitaskPrompt
 
     @classmethod
-    def made(cls, folder: Path) -> "Bench":
-        """Tunes the sources that are not there yet, and distils them into a shared prompt."""
-        recipes = [Recipe.of(files.read_toml(HERE / f"source-{name}.toml")) for name in SOURCES]
+    def made(cls, folder: Path, name: str) -> "Bench":
+        """Tunes the sources that are not there yet, and distils them into a shared prompt. name: of the backbone."""
+        first, later = ({"backbone.name": name, **changes} for changes in BACKBONES[name])
+        recipes = [Recipe.of(files.read_toml(HERE / f"source-{s}.toml")).varied(first) for s in SOURCES]
         backbone = run.load_backbone(recipes[0])
         places = [folder / r.name / r.name for r in recipes]
         for recipe, place in zip(recipes, places, strict=True):
             if not files.exists(place / artifact.CARD):
                 run.tune([recipe], place.parent, resume=True, show=False, backbone=backbone)
         sources = [artifact.load(place) for place in places]
-        return cls(backbone, folder, sources, distilled(sources, recipes, backbone, folder / "shared"))
+        return cls(backbone, folder, later, sources, distilled(sources, recipes, backbone, folder / "shared"))
 
 
 def distilled(
@@ -86,7 +93,7 @@ class Target:
 
     def __init__(self, bench: Bench, name: str) -> None:
         self.bench, self.name = bench, name
-        self.recipe = Recipe.of(files.read_toml(HERE / f"target-{name}.toml"))
+        self.recipe = Recipe.of(files.read_toml(HERE / f"target-{name}.toml")).varied(bench.changes)
         whole = self.recipe.varied({"task.shots": 0, "task.limit": TEST}).load_task()
         self.test, self.words, self.metric = list(whole.test), whole.labels, whole.metrics[0]
         self.raw = ensemble.prompts_for(bench.sources, bench.backbone, self.words)
@@ -246,13 +253,15 @@ def main() -> None:
     """Draw by draw over the targets and shots."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="where sources and records go")
+    parser.add_argument("--backbone", choices=BACKBONES, default="builtin:minilm", help="default: builtin:minilm")
     parser.add_argument("--target", choices=TARGETS, action="append", help="these alone")
     parser.add_argument("--shots", type=int, choices=SHOTS, action="append", help="these alone")
     parser.add_argument("--draw", type=int, action="append", help="these alone")
     given = parser.parse_args()
-    path = given.folder / "record.jsonl"
+    folder = given.folder / given.backbone.partition(":")[2]
+    path = folder / "record.jsonl"
     known = {(r["settings"]["cell"], r["seed"]) for r in record.read(path)} if files.exists(path) else set()
-    bench = Bench.made(given.folder)
+    bench = Bench.made(folder, given.backbone)
     for draw in given.draw or DRAWS:
         for name in given.target or TARGETS:
             target = Target(bench, name)

@@ -188,6 +188,39 @@ def test_the_page_and_its_verdicts(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "figures" / "all.svg").exists() and b"<svg" in files.read_bytes(html)
 
 
+def test_two_backbones_stand_apart(tmp_path: Path) -> None:
+    """The same cells on a larger model, where the methods change places: no mean, test or claim mixes the two."""
+    large = [one | {"backbone": {"name": "built:big", "parameters": 99}} for one in rows()]
+    for one in large:
+        ((method, found),) = one["extra"]["methods"].items()
+        more = {"weights": [0.1, 0.2, 0.7], "each": [0.3, 0.4, 0.5]}
+        one["extra"] = {"methods": {{"good": "bad", "bad": "good"}[method]: found | more}}
+    made = comparison.build(study(tmp_path / "toy"), rows() + large)
+    assert made.run == made.places == 24
+    told = {(c.number, c.evidence.split(": ")[0], c.verdict) for c in made.claims if c.number < 3}
+    assert told == {
+        (1, "toy", "holds"),
+        (2, "toy", "fails"),
+        (1, "built:big", "fails"),
+        (2, "built:big", "holds"),
+    }
+    _, markdown = report.write(made, tmp_path / "out")
+    text = files.read_bytes(markdown).decode()
+    assert (
+        text.index("On built:big, shots 8:") < text.index("On toy, shots 8:") and text.count("## All\n") == 1
+    )
+    assert (
+        "| 1 | good is better | S1 | toy | holds | good minus bad: +15.0 points over 12 cells, p < 0.001 |"
+        in text
+    )
+    assert "| 1 | good is better | S1 | built:big | fails | good minus bad: -15.0 points" in text
+    assert (
+        text.count("| 6 | nobody tried |") == 1
+        and "3 holds, 1 fails, 1 not visible here, 2 not run (toy)" in text
+    )
+    assert {f.name for f in (tmp_path / "out" / "figures").iterdir()} == {"all-toy.svg", "all-built-big.svg"}
+
+
 def test_the_page_of_pruned_prompts(tmp_path: Path) -> None:
     story = (
         STORY.partition("[[sections]]")[0]

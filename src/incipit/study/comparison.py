@@ -8,8 +8,10 @@ seed by seed.
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +42,52 @@ def build(folder: Path, rows: Sequence[Row]) -> Report:
     story = files.read_toml(folder / "study.toml")
     if not rows:
         raise DataError(f"the study {folder.name!r} has no record: run {folder / 'run.py'}, or name records")
-    paired = Paired.of(rows)
-    judged = [_judge(claim, paired) for claim in story.get("claims", [])]
-    cells = {cell for own in paired.by.values() for cell in own}
-    report = Report(claims=judged, run=len(cells), places=int(story["comparison"]["cells"]))
-    counts = ", ".join(f"{sum(c.verdict == v for c in judged)} {v}" for v in VERDICTS)
+    each = {on: Paired.of(own) for on, own in _apart(rows).items()}
+    judged = {on: [_judge(claim, paired) for claim in story.get("claims", [])] for on, paired in each.items()}
+    shown = [_named(claim, on, len(each)) for on, own in judged.items() for claim in own]
+    cells = [{cell for own in paired.by.values() for cell in own} for paired in each.values()]
+    report = Report(
+        claims=shown, run=sum(map(len, cells)), places=len(each) * int(story["comparison"]["cells"])
+    )
     report.blocks += [
         Heading(1, str(story["title"])),
         Text(str(story["paper"])),
         Text(f"{report.run} of {report.places} cells were run, {len(rows)} records. {READING}"),
-        Text(f"Claims: {counts}."),
+        Text("Claims: " + "; ".join(_told(on, own, len(each)) for on, own in judged.items()) + "."),
     ]
     for section in story.get("sections", []):
-        report.blocks += _section(section, paired)
+        report.blocks += _section(section, each)
     report.blocks += [Heading(2, "Claims"), claim_table(judged), *_provenance(rows)]
     return report
 
 
-def claim_table(judged: Sequence[Claim]) -> Table:
-    """The claims with their verdicts."""
-    rows = [[str(c.number), c.text, c.source, c.verdict, c.evidence] for c in judged]
-    return Table(["#", "claim", "source", "verdict", "evidence"], rows)
+def _apart(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The records of each backbone, the one with most weights first: they are never mixed."""
+    found: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: -int(row["backbone"]["parameters"])):
+        found.setdefault(str(row["backbone"]["name"]), []).append(row)
+    return found
+
+
+def _named(claim: Claim, on: str, several: int) -> Claim:
+    return replace(claim, evidence=f"{on}: {claim.evidence}") if several > 1 else claim
+
+
+def _told(on: str, judged: Sequence[Claim], several: int) -> str:
+    counts = ", ".join(f"{sum(c.verdict == v for c in judged)} {v}" for v in VERDICTS)
+    return f"{counts} ({on})" if several > 1 else counts
+
+
+def claim_table(judged: Mapping[str, Sequence[Claim]]) -> Table:
+    """The claims, with verdict and evidence on each backbone; one that was judged nowhere has one row."""
+    header = ["#", "claim", "source", *(["backbone"] if len(judged) > 1 else []), "verdict", "evidence"]
+    rows = []
+    for own in zip(*judged.values(), strict=True):
+        nowhere = all(claim.verdict == NOT_RUN for claim in own)
+        for on, claim in list(zip(judged, own, strict=True))[: 1 if nowhere else None]:
+            where = [] if len(judged) == 1 else ["" if nowhere else on]
+            rows.append([str(claim.number), claim.text, claim.source, *where, claim.verdict, claim.evidence])
+    return Table(header, rows)
 
 
 def spread(scores: Sequence[float]) -> str:
@@ -71,22 +98,28 @@ def spread(scores: Sequence[float]) -> str:
     return f"{mean} ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else mean
 
 
-def _section(section: Mapping[str, Any], paired: Paired) -> list[Block]:
-    """A heading, a figure, and a table for each label of the axis that is `apart`."""
+def _section(section: Mapping[str, Any], each: Mapping[str, Paired]) -> list[Block]:
+    """A heading, then on every backbone a figure, and a table for each label of the axis that is `apart`."""
     blocks: list[Block] = [Heading(2, str(section["title"]))]
     if "about" in section:
         blocks.append(Text(str(section["about"])))
-    methods = [m for m in section["methods"] if m in paired.by]
-    if not methods:
-        return [*blocks, Text("Not run.")]
-    blocks += _drawn(section, paired)
-    apart = section.get("apart", [])
-    for where in [[label] for label in apart] or [[]]:
-        if any(paired.scores(m, where) for m in methods):
-            blocks += [Text(f"{section['axis']} {where[0]}:")] if where else []
-            blocks.append(table(paired, methods, str(section.get("against", "")), where))
-    if section.get("overlap"):
-        blocks.append(_overlaps(paired))
+    for on, paired in each.items():
+        methods = [m for m in section["methods"] if m in paired.by]
+        told = f"On {on}" if len(each) > 1 else ""
+        if not methods:
+            blocks.append(Text(f"{told}: not run." if told else "Not run."))
+            continue
+        blocks += _drawn(section, paired, on if told else "")
+        apart = section.get("apart", [])
+        for where in [[label] for label in apart] or [[]]:
+            if any(paired.scores(m, where) for m in methods):
+                head = ", ".join(
+                    [*([told] if told else []), *(f"{section['axis']} {label}" for label in where)]
+                )
+                blocks += [Text(f"{head}:")] if head else []
+                blocks.append(table(paired, methods, str(section.get("against", "")), where))
+        if section.get("overlap"):
+            blocks.append(_overlaps(paired))
     return blocks
 
 
@@ -110,9 +143,11 @@ def table(paired: Paired, methods: Sequence[str], against: str = "", where: Sequ
     return Table(header, rows)
 
 
-def _drawn(section: Mapping[str, Any], paired: Paired) -> list[Block]:
+def _drawn(section: Mapping[str, Any], paired: Paired, on: str) -> list[Block]:
     """Means over seeds along the first axis; with `apart` along that axis, each the mean of the tasks."""
-    shown, name = [m for m in section.get("drawn", []) if m in paired.by], str(section["id"])
+    name = "-".join([str(section["id"]), *re.findall(r"\w+", on)])
+    title = f"{section['title']}, on {on}" if on else str(section["title"])
+    shown = [m for m in section.get("drawn", []) if m in paired.by]
     if not shown:
         return []
     labels = list(section.get("apart", [])) or [" ".join(at) for at in paired.places]
@@ -129,7 +164,7 @@ def _drawn(section: Mapping[str, Any], paired: Paired) -> list[Block]:
             if scores:
                 own.append((label, scores))
         series[method] = own
-    title, axis = str(section["title"]), str(section.get("axis", "task"))
+    axis = str(section.get("axis", "task"))
     svg = figures.lines(series, labels, axis, "score on test, %", title)
     return [Figure(name, svg, f"{title}, mean and deviation over seeds")]
 
