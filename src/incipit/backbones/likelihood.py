@@ -33,9 +33,9 @@ class _LabelLoss(torch.autograd.Function):
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
                 own = some.detach().requires_grad_(ctx.needs_input_grad[0])
                 each = F.cross_entropy(widened(head(own)), names, reduction="none")
+                if ctx.needs_input_grad[0]:
+                    slopes += torch.autograd.grad(each.sum(), own)
             found.append(each.detach())
-            if ctx.needs_input_grad[0]:
-                slopes += torch.autograd.grad(each.sum(), own)
         if slopes:
             ctx.save_for_backward(torch.cat(slopes))
         return torch.cat(found)
