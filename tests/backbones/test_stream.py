@@ -1,5 +1,6 @@
 """Streams: rows end to end in one pass = every row for itself, for any lengths, prompts, windows and head groups."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from incipit.backbones import stream, tiny, twoparts, wrap
+from incipit.backbones.reordered import padded
 from incipit.batch import Batch, Encoded, collate
 from incipit.injection import Injection
 from incipit.prompts import InputPrompt
@@ -52,6 +54,8 @@ ROWS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=1, max
     cap=st.sampled_from([None, 2.0]),
     launch=st.sampled_from([0.0, 4.0, 1e9]),
     kept=st.sampled_from([0, 512]),
+    told=st.booleans(),
+    size=st.sampled_from([None, padded, lambda n: n + 3]),
 )
 def test_attention_is_that_of_each_row(
     rows: list[tuple[int, int]],
@@ -61,15 +65,20 @@ def test_attention_is_that_of_each_row(
     cap: float | None,
     launch: float,
     kept: int,
+    told: bool,
+    size: Callable[[int], int] | None,
 ) -> None:
     lengths, prompts = [n for n, _ in rows], [k for _, k in rows]
     if not any(lengths):
         return
-    padded, total = max(lengths), sum(lengths)
-    flat = [some(len(rows) * padded, HEADS * g, DEPTH, seed=i) for i, g in enumerate((groups, 1, 1))]
+    longest, total = max(lengths), sum(lengths)
+    flat = [some(len(rows) * longest, HEADS * g, DEPTH, seed=i) for i, g in enumerate((groups, 1, 1))]
     kp, vp = some(4, HEADS, 5, DEPTH, seed=3), some(4, HEADS, 5, DEPTH, seed=4)
     live = torch.tensor([[j >= 5 - n for j in range(5)] for n in lives])  # the dead stand in front
-    laid = stream.lay(lengths, prompts, padded, launch, torch.device("cpu"))
+    alive = lives if told else []
+    laid = stream.lay(
+        lengths, prompts, longest, launch, torch.device("cpu"), alive=alive, group=launch, size=size
+    )
 
     order = torch.tensor(laid.order)
     prefix = twoparts.Prefix(kp[order], vp[order], live[order])
@@ -85,7 +94,7 @@ def test_attention_is_that_of_each_row(
 
     plain = []
     for i, (n, prompt) in enumerate(rows):
-        here = [t[i * padded : i * padded + n].transpose(0, 1) for t in flat]
+        here = [t[i * longest : i * longest + n].transpose(0, 1) for t in flat]
         front = [t[prompt, :, 5 - lives[prompt] :] for t in (kp, vp)]
         plain.append(one_row(*here, *front, window, cap).transpose(0, 1))
     theirs = torch.autograd.grad((torch.cat(plain) * weight).sum(), [*flat, kp, vp])
@@ -95,24 +104,52 @@ def test_attention_is_that_of_each_row(
 
 
 @settings(max_examples=100, deadline=None)
-@given(rows=ROWS, launch=st.sampled_from([0.0, 3.0, 1e9]))
-def test_every_slot_has_one_place(rows: list[tuple[int, int]], launch: float) -> None:
+@given(
+    rows=ROWS, launch=st.sampled_from([0.0, 3.0, 1e9]), size=st.sampled_from([None, padded, lambda n: n + 3])
+)
+def test_every_slot_has_one_place(
+    rows: list[tuple[int, int]], launch: float, size: Callable[[int], int] | None
+) -> None:
     lengths, prompts = [n for n, _ in rows], [k for _, k in rows]
-    padded = max(lengths)
-    laid = stream.lay(lengths, prompts, padded, launch, torch.device("cpu"))
+    longest, alive = max(lengths), [3, 0, 5, 5]
+    laid = stream.lay(
+        lengths, prompts, longest, launch, torch.device("cpu"), alive=alive, group=launch, size=size
+    )
     for i, n in enumerate(lengths):
         assert (int(laid.starts[i]) == -1) == (n == 0)
         there = laid.taken[laid.starts[i] : laid.starts[i] + n] if n else []
-        assert list(there) == [i * padded + j for j in range(n)]
+        assert list(there) == [i * longest + j for j in range(n)]
         assert not n or set(laid.prompt[laid.starts[i] : laid.starts[i] + n].tolist()) == {prompts[i]}
     ends = [0, *(b.start + b.size for b in laid.blocks)]
-    assert [b.start for b in laid.blocks] == ends[:-1] and ends[-1] == len(laid.taken)
-    assert len(laid.taken) == sum(lengths) or launch > 0
+    assert [b.start for b in laid.blocks] == ends[:-1] and ends[-1] == laid.end
+    assert len(laid.taken) == (size(laid.end) if size and laid.end else laid.end)
+    assert laid.end == sum(lengths) or launch > 0
     assert [laid.order[k] for k in laid.reads.tolist()] == laid.prompt.tolist()
-    if laid.readers is not None:
-        k, q = laid.readers.live.nonzero(as_tuple=True)
-        assert torch.equal(laid.reads[laid.readers.slots[k, q]], k) and len(k) == len(laid.taken)
-        assert torch.equal(laid.readers.slots.flatten()[laid.readers.place], torch.arange(len(laid.taken)))
+    reached = [alive[k] for k in laid.order]
+    assert reached == sorted(reached)
+    assert [k for r in laid.readers for k in range(r.first, r.first + r.count)] == list(
+        range(len(laid.order))
+    )
+    assert (laid.read is None) == (len(laid.order) < 2)
+    found: list[int] = []
+    for r in laid.readers:
+        own = reached[r.span]
+        assert r.length == max([1, *own]) and r.even == (set(own) == {r.length})
+        if r.slots is not None and r.live is not None:
+            k = torch.arange(r.first, r.first + r.count)[:, None].expand_as(r.slots)
+            assert torch.equal(laid.reads[r.slots], k)  # padding too, which sends no gradient
+            found += torch.where(r.live, r.slots, -1).flatten().tolist()
+    if laid.read is not None:
+        every = list(range(len(laid.taken)))
+        assert sorted(c for c in found if c >= 0) == every
+        assert [found[i] for i in laid.read.tolist()] == every
+
+
+def test_prompts_of_like_length_are_read_together() -> None:
+    """Six rows of one slot; prompts of 9, 1, 1 positions: 54 pairs in one part, 4 + 18 in two."""
+    for group, parts in ((20, [2, 1]), (40, [3])):
+        laid = stream.lay([1] * 6, [0, 1, 2] * 2, 1, 0.0, torch.device("cpu"), alive=[9, 1, 1], group=group)
+        assert [r.count for r in laid.readers] == parts and laid.order == (1, 2, 0)
 
 
 def test_rows_of_equal_length_are_one_block() -> None:
@@ -224,7 +261,8 @@ def test_cuts_cost_least() -> None:
             return sum((b - a) * tops[b - 1] + launch for a, b in pairwise([0, *cuts, 5]))
 
         best = min(cost([i + 1 for i in range(4) if bits >> i & 1]) for bits in range(16))
-        found = [high for _, high in stream._cuts(tops, launch)][:-1]
+        ways = stream._cuts(range(1, 6), lambda low, high: (high - low) * tops[high - 1], launch)
+        found = [high for _, high in ways][:-1]
         assert cost(found) == best
 
 

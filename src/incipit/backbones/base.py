@@ -43,7 +43,7 @@ class Backbone(Words, ABC):
         self.model: Any = model.eval()
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
-        reordered.attach(self.model)
+        self.ordered = reordered.attach(self.model) > 0
         self.model.generation_config = plain_generation()
         self.config = self.model.config
         self.table: Any = self.model.get_input_embeddings()

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from incipit.backbones import attend, caches, internals, stream, twoparts, writing
+from incipit.backbones import attend, caches, internals, reordered, stream, twoparts, writing
 from incipit.backbones.base import Backbone, Candidates, near, widened
 from incipit.backbones.decoding import GenerateOptions, row_seeds
 from incipit.backbones.ending import Asked
@@ -41,7 +41,7 @@ class PackedBackbone(Backbone):
     """
 
     body: Any
-    head: Callable[[Tensor], Tensor]
+    head: internals.Head
     shares: bool
     direct_head: bool
     attentions: list[nn.Module]
@@ -89,7 +89,20 @@ class PackedBackbone(Backbone):
     ) -> tuple[stream.Stream, Tensor, Tensor, attend.Streaming]:
         """Rows as a stream: where they lie, embeddings [M, H] and positions [M] there, what attention is told."""
         rows = keys.rows.tolist() if keys is not None else [0] * len(embeds)
-        laid = stream.lay(lengths.tolist(), rows, embeds.shape[1], self.launch, embeds.device)
+        alive: list[int] = []
+        if keys is not None:
+            assert keys.key_live is not None
+            alive = keys.key_live.sum(dim=1).tolist()
+        laid = stream.lay(
+            lengths.tolist(),
+            rows,
+            embeds.shape[1],
+            self.launch,
+            embeds.device,
+            alive=alive,
+            group=stream.group_cost(embeds.shape[-1], embeds.device),
+            size=reordered.padded if self.ordered else None,
+        )
         if tree is not None:
             depth, branch = (t.flatten()[laid.taken] for t in tree)
             laid = replace(laid, depth=depth, branch=branch)
@@ -97,8 +110,7 @@ class PackedBackbone(Backbone):
         if keys is not None:
             assert keys.key_live is not None
             positions = positions + keys.key_live.sum(dim=1)[laid.prompt]
-            alive = keys.key_live[list(laid.order)]
-            live = None if bool(alive.all()) else alive
+            live = None if all(n == keys.length for n in alive) else keys.key_live[list(laid.order)]
             at = {
                 i: twoparts.Prefix(key, value, live)
                 for i, (key, value) in self._chosen(keys, laid.order).items()
@@ -107,12 +119,15 @@ class PackedBackbone(Backbone):
         return laid, flat, positions, attend.Streaming(laid, at, last=id(self.attentions[-1]))
 
     def _read(self, inputs: Tensor, live: Tensor, earlier: Injection | None) -> Filled:
-        """live [K, P' + P], keys and values per layer [K, N, P' + P, D] of right-padded prompts [K, P, H]."""
-        lengths = live.sum(dim=1)
-        laid, found = self._computed(inputs, earlier, lengths)
-        within = torch.arange(inputs.shape[1], device=inputs.device).clamp(max=lengths[:, None] - 1)  # [K, P]
-        slots = (laid.starts[:, None] + within).clamp(min=0).flatten()  # what is not live repeats a live one
-        shape = live.shape
+        """live [K, P' + P], keys and values per layer [K, N, P' + P, D] of right-padded prompts [K, P, H].
+
+        What is read stands right-aligned, the dead in front.
+        """
+        lengths, shape = live.sum(dim=1, keepdim=True), live.shape  # [K, 1]
+        laid, found = self._computed(inputs, earlier, lengths[:, 0])
+        within = torch.arange(shape[1], device=inputs.device) - (shape[1] - lengths)  # [K, P]
+        live = within >= 0
+        slots = (laid.starts[:, None] + within.clamp(min=0)).clamp(min=0).flatten()  # the dead repeat others
         keys, values = (
             tuple(layer[i][:, slots].unflatten(1, shape).transpose(0, 1) for layer in found) for i in (0, 1)
         )

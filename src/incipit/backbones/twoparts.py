@@ -8,13 +8,14 @@ rows. Nothing is copied for a row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from incipit.backbones.stream import Block, Stream
+from incipit.backbones.stream import Block, Readers, Stream
 
 KEPT = 512  # scores this wide are kept for the backward pass as weights; wider ones are computed again
 
@@ -70,16 +71,24 @@ class _Attention(torch.autograd.Function):
         top = own[0].new_empty(heads, slots, 1)
         for block, scores in zip(stream.blocks, own, strict=True):
             _put(top, block, scores.amax(dim=-1, keepdim=True))  # finite: a slot sees itself
-        far = None
+        top[:, stream.end :] = 0
+        far: list[Tensor] = []
         if front is not None and front.shape[2]:
-            far = _scores(_apart(q, stream, len(key)), front, masks.far(front), cap)  # [K, N, G, Q, P]
-            top = torch.maximum(top, _together(far.amax(dim=-1, keepdim=True), stream))
-            far.sub_(_apart(top, stream, len(key))).exp_()
-            total = _together(far.sum(dim=-1, keepdim=True), stream)  # [H, M, 1]
-            far = far.to(q.dtype)
-            mixed = _together(_times(far, back), stream).to(total.dtype)  # [H, M, D]
+            for r in stream.readers:
+                k = _of(front, r)
+                far.append(
+                    _scores(_apart(q, r, len(key)), k, masks.far(r, k.shape[2]), cap)
+                )  # [K', N, G, Q, P']
+            top = torch.maximum(top, _together([f.amax(dim=-1, keepdim=True) for f in far], stream))
+            for r, scores in zip(stream.readers, far, strict=True):
+                scores.sub_(_apart(top, r, len(key))).exp_()
+            total = _together([f.sum(dim=-1, keepdim=True) for f in far], stream)  # [H, M, 1]
+            far = [f.to(q.dtype) for f in far]
+            each = [_times(f, _of(back, r)) for r, f in zip(stream.readers, far, strict=True)]
+            mixed = _together(each, stream).to(total.dtype)  # [H, M, D]
         else:
             total, mixed = torch.zeros_like(top), top.new_zeros(heads, slots, value.shape[-1])
+        total[:, stream.end :] = 1
         for i, block in enumerate(stream.blocks):
             own[i].sub_(_block(top, block, len(key))).exp_()
             _put(total, block, own[i].sum(dim=-1, keepdim=True), add=True)
@@ -88,16 +97,17 @@ class _Attention(torch.autograd.Function):
         out: Tensor = query.new_empty(slots, heads, value.shape[-1])
         out.copy_(mixed.div_(total).transpose(0, 1))
         kept = [e if block.width <= KEPT else None for e, block in zip(own, stream.blocks, strict=True)]
-        if far is not None and front.shape[2] > KEPT:
-            far = None
-        ctx.save_for_backward(q, key, value, front, back, live, top, total, out, far, *kept)
+        if far and front.shape[2] > KEPT:
+            far = []
+        ctx.save_for_backward(q, key, value, front, back, live, top, total, out, *kept, *far)
         ctx.rest = stream, scaling, window, cap
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        q, key, value, front, back, live, top, total, out, far, *kept = ctx.saved_tensors
+        q, key, value, front, back, live, top, total, out, *kept = ctx.saved_tensors
         stream, scaling, window, cap = ctx.rest
+        far, kept = kept[len(stream.blocks) :], kept[: len(stream.blocks)]
         wants, n = ctx.needs_input_grad, len(key)
         masks = _Masks(stream, live, window)
         d = (grads[0] / total.transpose(0, 1)).to(out.dtype).transpose(0, 1)  # [H, M, D]
@@ -106,35 +116,27 @@ class _Attention(torch.autograd.Function):
         found: list[Tensor | None] = [
             torch.empty_like(t) if w else None for t, w in zip((q, key, value), wants, strict=False)
         ]
-        more: list[Tensor | None] = [None, None]
-        if front is not None and front.shape[2]:
-            queries = _apart(q, stream, n)
-            if far is None:
-                far = (
-                    _scores(queries, front, masks.far(front), cap)
-                    .sub_(_apart(top, stream, n))
-                    .exp_()
-                    .to(q.dtype)
-                )
-            here = _apart(d, stream, n)  # [K, N, G, Q, D]
-            if stream.readers is not None:
-                here = here * stream.readers.live[:, None, None, :, None]
-            ds = _dots(here, back).sub_(_apart(delta, stream, n)).mul_(far)
-            if stream.readers is not None:
-                ds = ds * stream.readers.live[:, None, None, :, None]
-            ds = _uncapped(ds, queries, front, cap)
-            if wants[3]:
-                more[0] = ds.flatten(2, 3).mT @ queries.flatten(2, 3)
-            if wants[4]:
-                more[1] = far.flatten(2, 3).mT @ here.flatten(2, 3)
+        for grown in found[1:]:
+            if grown is not None:
+                grown[:, stream.end :] = 0
+        more = [torch.zeros_like(t) if w else None for t, w in zip((front, back), wants[3:5], strict=True)]
+        to_q: list[Tensor] = []
+        for i, r in enumerate(stream.readers if front is not None and front.shape[2] else ()):
+            queries, k, here, down = (_apart(q, r, n), _of(front, r), _apart(d, r, n), _apart(delta, r, n))
+            weights = far[i] if far else None
+            if weights is None:
+                scores = _scores(queries, k, masks.far(r, k.shape[2]), cap)
+                weights = scores.sub_(_apart(top, r, n)).exp_().to(q.dtype)
+            if r.live is not None:
+                here, down = (t * r.live[:, None, None, :, None] for t in (here, down))
+            ds = _uncapped(_dots(here, _of(back, r)).sub_(down).mul_(weights), queries, k, cap)
+            for whole, left, right in zip(more, (ds, weights), (queries, here), strict=True):
+                if whole is not None:
+                    _of(whole, r).copy_(left.flatten(2, 3).mT @ right.flatten(2, 3))
             if found[0] is not None:
-                found[0].copy_(_together(_times(ds, front), stream))
-        elif found[0] is not None:
-            found[0].zero_()
-        more = [
-            torch.zeros_like(t) if w and m is None else m
-            for t, w, m in zip((front, back), wants[3:5], more, strict=True)
-        ]
+                to_q.append(_times(ds, k))
+        if found[0] is not None:
+            found[0].copy_(_together(to_q, stream)) if to_q else found[0].zero_()
         for own, block in zip(kept, stream.blocks, strict=True):
             queries, k, v, here = (
                 _block(q, block, n),
@@ -177,16 +179,19 @@ class _Masks:
             mask = mask | (depth[..., None] - depth[..., None, :] >= self.window)
         return mask
 
-    def far(self, front: Tensor) -> Tensor | None:
-        """Dead positions, and those out of the window."""
-        mask = None if self.live is None else ~self.live[:, None, None, None, :]
-        length, widest = front.shape[2], max(b.width for b in self.stream.blocks)
+    def far(self, readers: Readers, length: int) -> Tensor | None:
+        """Dead positions among the last `length`, and those out of the window."""
+        mask = None
+        if self.live is not None and not readers.even:
+            mask = ~self.live[readers.span, None, None, None, -length:]
+        widest = max(b.width for b in self.stream.blocks)
         if self.window is not None and widest + length > self.window:
-            readers = self.stream.readers
-            depth = self.stream.depth[None] if readers is None else self.stream.depth[readers.slots]  # [K, Q]
+            depth = (
+                self.stream.depth[None] if readers.slots is None else self.stream.depth[readers.slots]
+            )  # [K', Q]
             gone = (
                 depth[..., None] + torch.arange(length, 0, -1, device=depth.device) >= self.window
-            )  # [K, Q, P]
+            )  # [K', Q, P']
             mask = gone[:, None, None] if mask is None else mask | gone[:, None, None]
         return mask
 
@@ -210,21 +215,27 @@ def _put(whole: Tensor, block: Block, part: Tensor, add: bool = False) -> None:
         there.copy_(part)
 
 
-def _apart(whole: Tensor, stream: Stream, heads: int) -> Tensor:
-    """[H, M, X] -> [K, N, G, Q, X], the slots that read each prompt; a view for one prompt."""
-    if stream.readers is None:
+def _of(prefix: Tensor, readers: Readers) -> Tensor:
+    """[K, N, P, D] -> a view [K', N, P', D] of the prompts and positions that these read."""
+    return prefix[readers.span, :, -readers.length :]
+
+
+def _apart(whole: Tensor, readers: Readers, heads: int) -> Tensor:
+    """[H, M, X] -> [K', N, G, Q, X], the slots that read each prompt; a view for one prompt."""
+    if readers.slots is None:
         every: Tensor = whole.unflatten(0, (heads, -1))
         return every[None]
-    slots = stream.readers.slots
+    slots = readers.slots
     parts: Tensor = whole[:, slots.flatten()].unflatten(0, (heads, -1)).unflatten(2, slots.shape)
     return parts.permute(2, 0, 1, 3, 4).contiguous()
 
 
-def _together(parts: Tensor, stream: Stream) -> Tensor:
-    """[K, N, G, Q, X] -> [H, M, X]; a view for one prompt."""
-    if stream.readers is None:
-        return parts[0].flatten(0, 1)
-    return parts.permute(1, 2, 0, 3, 4).flatten(2, 3).flatten(0, 1)[:, stream.readers.place]
+def _together(parts: Sequence[Tensor], stream: Stream) -> Tensor:
+    """[K', N, G, Q, X] of each readers -> [H, M, X]; a view for one prompt."""
+    if stream.read is None:
+        return parts[0][0].flatten(0, 1)
+    flat = [p.permute(1, 2, 0, 3, 4).flatten(2, 3).flatten(0, 1) for p in parts]
+    return (flat[0] if len(flat) == 1 else torch.cat(flat, dim=1))[:, stream.read]
 
 
 def _dots(q: Tensor, k: Tensor) -> Tensor:
