@@ -14,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 REPEATS = 5
+TURN = 1.0  # seconds, at least, that a side goes on: training does not change sides at every step
 
 
 @dataclass
@@ -50,9 +52,9 @@ def synchronise(device: torch.device) -> None:
 
 
 def interleaved(
-    sides: Mapping[str, Side], device: torch.device, repeats: int
+    sides: Mapping[str, Side], device: torch.device, repeats: int, turn: float = TURN
 ) -> tuple[dict[str, list[float]], dict[str, Outcome]]:
-    """Seconds of every repeat and the last outcome, by side; the order turns round from one repeat to the next."""
+    """Seconds of every turn and the last outcome, by side; the order turns round from one repeat to the next."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     last: dict[str, Outcome] = {}
     for side in sides.values():
@@ -60,14 +62,23 @@ def interleaved(
     for repeat in range(repeats):
         for name in list(sides) if repeat % 2 == 0 else list(sides)[::-1]:
             gc.collect()
-            synchronise(device)
-            start = time.perf_counter()
-            last[name] = sides[name].step()
-            synchronise(device)
-            spent = time.perf_counter() - start
-            own = last[name].seconds
-            seconds[name].append(spent if own is None else own)
+            steps, last[name] = _turn(sides[name], device, turn)
+            seconds[name].append(median(steps))
     return seconds, last
+
+
+def _turn(side: Side, device: torch.device, turn: float) -> tuple[list[float], Outcome]:
+    """Seconds of steps one after another until a turn is over, at least one; what the last of them gave."""
+    steps: list[float] = []
+    synchronise(device)
+    begun = start = time.perf_counter()
+    while not steps or start - begun < turn:
+        found = side.step()
+        synchronise(device)
+        end = time.perf_counter()
+        steps.append(end - start if found.seconds is None else found.seconds)
+        start = end
+    return steps, found
 
 
 # -- equality ------------------------------------------------------------------------------------------------

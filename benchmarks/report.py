@@ -35,7 +35,8 @@ turn.
 
 <!-- Written by `python -m benchmarks.report` from benchmarks/records; change those, or benchmarks/notes.toml. -->
 
-- **Seconds** are medians of at least five runs of each side, taken in turn; **ratio** is PEFT's time over ours.
+- **Seconds** are those of a step: medians of at least five turns of each side, which last one step, or as many as a
+  second takes, and count with the median of them; **ratio** is PEFT's time over ours.
 - **Memory** is the peak that one step adds to what was there before it, in a fresh process for each side; the figure
   is ours over PEFT's. On a CPU our model keeps a second copy of its large float32 weights, in the order of the
   products, and a third where something is trained; they are there before the step, and no part of the figure.

@@ -169,7 +169,8 @@ def measured(variant: Variant, module: str, repeats: int) -> dict[str, Any]:
     settings = dict(variant.settings)
     device = torch.device(settings["device"])
     sides: dict[str, measure.Side] = {name: make(settings) for name, make in script.SIDES.items()}
-    seconds, outcomes = measure.interleaved(sides, device, repeats)
+    turn = 0.0 if str(settings.get("shape", "")).endswith("-toy") else measure.TURN
+    seconds, outcomes = measure.interleaved(sides, device, repeats, turn)
     apart = measure.differences(outcomes["ours"], outcomes["peft"])
     check = getattr(script, "check", None)
     if check is not None:

@@ -210,9 +210,33 @@ def test_sides_take_turns_and_their_own_seconds_count() -> None:
             return Outcome(loss=1.0, seconds=self.seconds)
 
     sides = {"ours": Side("ours", 7.0), "peft": Side("peft", None)}
-    seconds, last = measure.interleaved(sides, torch.device("cpu"), 3)
+    seconds, last = measure.interleaved(sides, torch.device("cpu"), 3, turn=0.0)
     assert calls == ["warm ours", "warm peft", "ours", "peft", "peft", "ours", "ours", "peft"]
     assert seconds["ours"] == [7.0] * 3 and len(seconds["peft"]) == 3 and set(last) == {"ours", "peft"}
+
+
+def test_a_turn_is_one_long_step_or_many_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 4 s and of 1/4, 3/8, 1/2 s by a clock of its own: the median of a turn counts."""
+    now, taken = [0.0], {"ours": 0, "peft": 0}
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+
+    class Side:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def warm(self) -> None:
+            pass
+
+        def step(self) -> Outcome:
+            now[0] += 4.0 if self.name == "peft" else 0.25 + 0.125 * (taken[self.name] % 3)
+            taken[self.name] += 1
+            return Outcome()
+
+    seconds, _ = measure.interleaved({n: Side(n) for n in taken}, torch.device("cpu"), 2, turn=1.0)
+    assert seconds == {"ours": [0.375] * 2, "peft": [4.0] * 2} and taken == {
+        "ours": 6,
+        "peft": 2,
+    }
 
 
 def test_an_unequal_side_leaves_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
