@@ -30,6 +30,7 @@ from benchmarks.soak_server import counted, library, percentile, served, slope
 from benchmarks.workload import RECORDS
 from incipit import files
 from incipit.backbones import load
+from incipit.serve.http.server import widen
 
 MIB = 2**20
 OPEN, TASKS = "process_open_fds", "incipit:http_tasks"
@@ -346,6 +347,7 @@ def run(names: Sequence[str], sizes: Sizes, out: str, origin: Mapping[str, Any],
                 begun = time.perf_counter()
                 gc.collect()
                 gc.freeze()  # looking for garbage among the modules would halt the asker, and count as waiting
+                widen()
                 found = asyncio.run(PARTS[part](Asker(server, backbone, sizes)))
             found = {"part": part, "backbone": name, **found, **origin}
             files.write_json(Path(out) / f"soak-{part}.json", found)

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 SWITCH = (
     0.001  # seconds after which the thread that runs lets another one: the engine's must not hold up HTTP
 )
+SELDOM = (
+    10_000,
+    20,
+    20,
+)  # new objects between two looks for garbage, and looks until one goes deeper: it halts all requests
 LIGHT = 2e9  # multiplications and additions of a step that one core does in some 20 ms
 KEY, ADMIN_KEY = "INCIPIT_API_KEY", "INCIPIT_ADMIN_KEY"  # a key that no file holds
 NEEDS = ("fastapi", "uvicorn", "prometheus_client")  # what the extra "serve" brings
@@ -135,6 +140,7 @@ def serve(
         def told(at: str, on: int) -> None:
             beat.listens()
             gc.freeze()  # of what is there now nothing will be garbage: looking through all of it halts the server
+            gc.set_threshold(*SELDOM)
             count, shown = len(store.listing()) - len(refused), f"[{at}]" if ":" in at else at
             if not beat.restarts:
                 typer.echo(f"{count} prompts over {name or called(model.name)} at http://{shown}:{on}")

@@ -3,6 +3,8 @@
 import http.client
 import json
 import socket
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -252,3 +254,23 @@ def test_an_address_that_is_taken() -> None:
             ServeError, match=r"cannot listen on 127.0.0.1:\d+: .*; choose another --host or --port"
         ):
             listening("127.0.0.1", first.getsockname()[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+def test_the_table_of_descriptors_is_long_from_the_start() -> None:
+    """So that none is copied under load; and no descriptor stays open."""
+    told = "print(size(), len(os.listdir('/proc/self/fd')))"
+    code = f"""
+import os
+from incipit.serve.http.server import widen
+def size():
+    with open("/proc/self/status") as status:
+        return next(line.split()[1] for line in status if line.startswith("FDSize"))
+{told}
+widen(2048)
+{told}
+widen(10**9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, open_before, after, open_after = map(int, done.stdout.split())
+    assert before < 2048 <= after and open_before == open_after
