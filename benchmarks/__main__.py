@@ -1,6 +1,6 @@
 """All workloads in turn, then the page: python -m benchmarks [--only w1,w4] [--device cuda] [--data FOLDER]
 
-W6 and W7 need SST-2 and more than the quarter of an hour of the others: they run where --data is given. Records go to
+W6 and W7 need SST-2, and time beyond the 25 minutes of the others: they run where --data is given. Records go to
 --out; where that is benchmarks/records, docs/benchmarks.md and its figures are written anew.
 """
 

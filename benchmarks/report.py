@@ -54,7 +54,7 @@ turn.
   random, Llama 8 x 512 (V = 32,000) and T5 6 x 512.
 
 ```
-make bench                          # all workloads, about a quarter of an hour on two cores
+make bench                          # all workloads, 25 minutes on two cores
 python -m benchmarks --only w1,w4   # some of them
 python -m benchmarks --device cuda  # W1 to W5 in bfloat16, Llama of 1B and 7B
 ```

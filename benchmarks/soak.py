@@ -135,10 +135,10 @@ async def overload(ask: Asker) -> Found:
 
 
 async def batching(ask: Asker) -> Found:
-    """What batching gives, and what mixing costs; in turn, so that neighbours on the machine harm all alike."""
+    """What batching gives, and what mixing costs; to and fro, so that neighbours on the machine harm all alike."""
     wanted, rates = ((1, 1), (16, 1), (16, PROMPTS)), dict[tuple[int, int], list[float]]()
     for turn in range(ask.sizes.turns + 1):  # the first warms up
-        for clients, prompts in wanted:
+        for clients, prompts in wanted if turn % 2 else wanted[::-1]:
             count = 16 if clients == 1 else 160
             jobs = [ask.write(f"p{i % prompts}") for i in range(count)]
             begun = time.perf_counter()

@@ -23,7 +23,7 @@ class Sizes:
     aborts: int = 10_000
     seconds: float = 60.0
     swaps: int = 100
-    turns: int = 9
+    turns: int = 10
     new: int = 16
 
 

@@ -39,7 +39,7 @@ SHOTS, DRAWS, TEST, FOLDED, BATCH = (8, 16, 32), range(5), 120, 16, 64
 # what differs from small/*.toml, of sources and of targets: a small model that writes must be taught for longer
 BACKBONES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "builtin:minilm": ({}, {}),
-    "builtin:lm": ({"train.steps": 600, "train.lr": 0.3}, {"train.steps": 60, "train.lr": 0.3}),
+    "builtin:lm": ({"train.steps": 600, "train.lr": 0.3}, {"train.steps": 60}),
 }
 GATES = (GateSettings("sesom"), GateSettings("fixed"))
 Found = tuple[str, float, dict[str, Any]]  # method, accuracy, more

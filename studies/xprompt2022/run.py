@@ -14,7 +14,7 @@ HERE, TASKS, SEEDS = Path(__file__).parent, ("mpqa", "trec", "sst2", "emotion"),
 # what differs from small-*.toml: a small model that writes must be taught for longer
 BACKBONES: dict[str, dict[str, Any]] = {
     "builtin:minilm": {},
-    "builtin:lm": {"train.steps": 240, "train.lr": 0.3, "train.eval_every": 60},
+    "builtin:lm": {"train.steps": 240, "train.eval_every": 60},
 }
 
 
