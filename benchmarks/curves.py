@@ -1,7 +1,8 @@
 """How time and memory of a training step grow with P, B, the input length, K and V: ours, PEFT's, and the floor.
 
 python -m benchmarks.curves [--only curve-P,curve-K]
-A smaller Llama than W1's (4 layers of 256), so that all points fit into minutes; each point is measured as W1 is.
+A smaller Llama than W1's (4 layers of 256), so that all points fit into minutes; each point is measured as W1 is,
+in turns of one step.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def measured(name: str, plan: Plan) -> dict[str, Any]:
                 "batch": min(settings["batch"], 4),
             }
         variant = Variant("curve", f"{name}-{value}", axis.says, settings, tokens=floor_tokens)
-        found = workload.measured(variant, STEP, plan.repeats)
+        found = workload.measured(variant, STEP, plan.repeats, turn=0.0)
         print(f"  {workload.said(found)}", flush=True)
         kept = ("settings", "seconds", "ratio", "memory", "memory_ratio", "floor", "floor_ratio", "difference",
                 "unequal", "peer")  # fmt: skip

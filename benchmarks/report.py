@@ -148,7 +148,8 @@ def _curves(found: Records) -> str:
     there = [key for key in curves.names() if key in found]
     if there:
         text.append(
-            "A smaller Llama (4 x 256, V = 8,000), P = 100, B = 8, mean length 27, where these are not varied.\n"
+            "A smaller Llama (4 x 256, V = 8,000), P = 100, B = 8, mean length 27, where these are not varied; "
+            "a turn is one step.\n"
         )
     for key in there:
         says, points = found[key]["says"], found[key]["points"]

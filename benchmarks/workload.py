@@ -163,14 +163,14 @@ def run_script(module: str, plan: Plan, origin: Mapping[str, Any], out: str, onl
     return run_lines(lines, one, lambda _, found: said(found), {"toy": plan.toy, **origin}, out, only)
 
 
-def measured(variant: Variant, module: str, repeats: int) -> dict[str, Any]:
-    """The record of one variant, without provenance."""
+def measured(variant: Variant, module: str, repeats: int, turn: float = measure.TURN) -> dict[str, Any]:
+    """The record of one variant, without provenance. turn: seconds, at least, that a side goes on."""
     script = importlib.import_module(module)
     settings = dict(variant.settings)
     device = torch.device(settings["device"])
     sides: dict[str, measure.Side] = {name: make(settings) for name, make in script.SIDES.items()}
-    turn = 0.0 if str(settings.get("shape", "")).endswith("-toy") else measure.TURN
-    seconds, outcomes = measure.interleaved(sides, device, repeats, turn)
+    toy = str(settings.get("shape", "")).endswith("-toy")
+    seconds, outcomes = measure.interleaved(sides, device, repeats, 0.0 if toy else turn)
     apart = measure.differences(outcomes["ours"], outcomes["peft"])
     check = getattr(script, "check", None)
     if check is not None:
