@@ -253,7 +253,9 @@ def main() -> None:
     """Draw by draw over the targets and shots."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="where sources and records go")
-    parser.add_argument("--backbone", choices=BACKBONES, default="builtin:minilm", help="default: builtin:minilm")
+    parser.add_argument(
+        "--backbone", choices=BACKBONES, default="builtin:minilm", help="default: builtin:minilm"
+    )
     parser.add_argument("--target", choices=TARGETS, action="append", help="these alone")
     parser.add_argument("--shots", type=int, choices=SHOTS, action="append", help="these alone")
     parser.add_argument("--draw", type=int, action="append", help="these alone")

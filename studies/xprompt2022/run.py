@@ -24,7 +24,9 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, required=True, help="where prompts, checkpoints and records go"
     )
-    parser.add_argument("--backbone", choices=BACKBONES, default="builtin:minilm", help="default: builtin:minilm")
+    parser.add_argument(
+        "--backbone", choices=BACKBONES, default="builtin:minilm", help="default: builtin:minilm"
+    )
     parser.add_argument("--task", choices=TASKS, action="append", help="these alone")
     parser.add_argument("--seed", type=int, action="append", help="these alone")
     given = parser.parse_args()
@@ -38,7 +40,9 @@ def main() -> None:
                 print(f"{name}: on record")
                 continue
             recipe = Recipe.of(files.read_toml(HERE / f"small-{task}.toml"), [f"train.seeds=[{seed}]"])
-            recipe = recipe.varied({"name": name, "backbone.name": given.backbone, **BACKBONES[given.backbone]})
+            recipe = recipe.varied(
+                {"name": name, "backbone.name": given.backbone, **BACKBONES[given.backbone]}
+            )
             backbone = backbone or run.load_backbone(recipe)
             (tuned,) = run.tune([recipe], given.folder / name, resume=True, show=False, backbone=backbone)
             found = run.prune(tuned.place, place, table, backbone=backbone, resume=True, show=False)
