@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 SWITCH = (
     0.001  # seconds after which the thread that runs lets another one: the engine's must not hold up HTTP
 )
-SELDOM = (
-    10_000,
-    20,
-    20,
-)  # new objects between two looks for garbage, and looks until one goes deeper: it halts all requests
+SELDOM = (10_000, 20, 20)  # new objects between two looks for garbage; looks between two deeper ones
 LIGHT = 2e9  # multiplications and additions of a step that one core does in some 20 ms
 KEY, ADMIN_KEY = "INCIPIT_API_KEY", "INCIPIT_ADMIN_KEY"  # a key that no file holds
 NEEDS = ("fastapi", "uvicorn", "prometheus_client")  # what the extra "serve" brings
@@ -139,8 +135,7 @@ def serve(
 
         def told(at: str, on: int) -> None:
             beat.listens()
-            gc.freeze()  # of what is there now nothing will be garbage: looking through all of it halts the server
-            gc.set_threshold(*SELDOM)
+            _settle()
             count, shown = len(store.listing()) - len(refused), f"[{at}]" if ":" in at else at
             if not beat.restarts:
                 typer.echo(f"{count} prompts over {name or called(model.name)} at http://{shown}:{on}")
@@ -151,6 +146,12 @@ def serve(
         for listed in refused:
             typer.echo(f"note: prompt {listed.name!r} is not served: {listed.refused}", err=True)
         server.Server(make_app(engine, store, chosen), grace=grace, told=told).run(sockets=[sock])
+
+
+def _settle() -> None:
+    """Of what is there now nothing will be garbage; looking through all of it, or often, halts every request."""
+    gc.freeze()
+    gc.set_threshold(*SELDOM)
 
 
 def _threads(cores: int, work: float) -> int:

@@ -75,7 +75,7 @@ def widen(count: int = DESCRIPTORS) -> None:
 
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     top = count if allowed == resource.RLIM_INFINITY else min(count, allowed)
-    with contextlib.suppress(OSError), open(os.devnull) as some:
+    with contextlib.suppress(OSError), socket.socket() as some:
         os.close(fcntl.fcntl(some, fcntl.F_DUPFD_CLOEXEC, top - 1))
 
 
