@@ -11,7 +11,8 @@ from incipit.cli import heap
 
 @pytest.mark.skipif(not hasattr(heap.ctypes.CDLL(None), "mallopt"), reason="not glibc")
 def test_the_next_pass_takes_what_the_last_one_freed() -> None:
-    """A process of its own fills 8 x 8 MiB anew that it has just freed: 16,384 pages without `keep`."""
+    """A process fills 8 x 8 MiB anew that it has just freed: 16,384 pages without `keep`, else few: where other
+    memory came to lie between, a block or two."""
     program = textwrap.dedent("""
         import resource
         import torch
@@ -25,7 +26,7 @@ def test_the_next_pass_takes_what_the_last_one_freed() -> None:
         print(passed())
     """)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1000
+    assert int(done.stdout) <= 2 * 2048
 
 
 def test_elsewhere_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

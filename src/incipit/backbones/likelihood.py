@@ -32,7 +32,10 @@ class _LabelLoss(torch.autograd.Function):
         for some, names in zip(states.split(step), labels.split(step), strict=True):
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
                 own = some.detach().requires_grad_(ctx.needs_input_grad[0])
-                each = F.cross_entropy(widened(head(own)), names, reduction="none")
+                logits = head(
+                    own.view_as(own)
+                )  # not a leaf, which torch's own counters of operations cannot follow
+                each = F.cross_entropy(widened(logits), names, reduction="none")
                 if ctx.needs_input_grad[0]:
                     slopes += torch.autograd.grad(each.sum(), own)
             found.append(each.detach())
