@@ -11,8 +11,7 @@ from incipit.cli import heap
 
 @pytest.mark.skipif(not hasattr(heap.ctypes.CDLL(None), "mallopt"), reason="not glibc")
 def test_the_next_pass_takes_what_the_last_one_freed() -> None:
-    """A process fills 8 x 8 MiB anew that it has just freed: 16,384 pages without `keep`, else few: where other
-    memory came to lie between, a block or two."""
+    """A process fills 8 x 8 MiB anew that it has just freed: 16,384 pages without `keep`, each time."""
     program = textwrap.dedent("""
         import resource
         import torch
@@ -23,10 +22,10 @@ def test_the_next_pass_takes_what_the_last_one_freed() -> None:
             kept = [torch.ones(2 * 2**20) for _ in range(8)]
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
         passed(), passed()
-        print(passed())
+        print(min(passed() for _ in range(4)))  # other memory may come to lie between once
     """)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert int(done.stdout) <= 2 * 2048
+    assert int(done.stdout) < 1000
 
 
 def test_elsewhere_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
