@@ -84,7 +84,8 @@ def distilled(
     ]
     t = recipes[0].train
     settings = FitSettings(steps=t.steps, batch=t.batch, optim=OptimSettings(t.optimiser, t.lr), show=False)
-    transfer.fit_shared(backbone, tasks, settings, folder, resume=True, teachers=teachers)
+    hidden = backbone.family != "causal"  # whose states are not compared
+    transfer.fit_shared(backbone, tasks, settings, folder, resume=True, teachers=teachers, hidden=hidden)
     return shared_within(transfer.next_start(students))
 
 
