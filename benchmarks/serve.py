@@ -100,6 +100,8 @@ def drive(url: str, load: Load, rate: float = 0.0) -> dict[str, Any]:
     driver = [sys.executable, str(Path(__file__).with_name("load.py"))]
     done = subprocess.run(driver, input=json.dumps(given), capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
+    if not rate and set(found["statuses"]) != {"200"}:
+        raise RuntimeError(f"{load.key}: not every request of a closed loop was answered: {found['statuses']}")
     return found
 
 
@@ -113,15 +115,15 @@ class Ours:
         self.backbone, self.engine, self.store, self.url, self.load = backbone_, engine, store, url, load
 
     def write(self, index: Sequence[int]) -> list[list[int]]:
-        """Tokens of some requests, cut at the end token."""
-        found = []
+        """Tokens of some requests, asked for together, cut at the end token."""
+        tickets = []
         for i in index:
             with self.store.pin(f"p{i % self.load.prompts}") as version:
                 ids = self.load.encoded[i].input_ids
-                ticket = self.engine.submit(Ask(ids, version, Sampling(self.load.settings["new"])))
+                tickets.append(self.engine.submit(Ask(ids, version, Sampling(self.load.settings["new"]))))
+        for ticket in tickets:
             ticket.wait(PATIENCE)
-            found.append(list(ticket.tokens))
-        return found
+        return [list(ticket.tokens) for ticket in tickets]
 
 
 def saved(load: Load, own: Backbone, folder: str) -> None:
@@ -247,7 +249,7 @@ def measured(load: Load, repeats: int) -> dict[str, Any]:
         apart = measure.differences(
             Outcome(ids=ours.write(compared)), Outcome(ids=[peft.write([i])[0] for i in compared])
         )
-        drive(ours.url, load)  # loads every prompt that is asked
+        ours.write(range(len(load.encoded)))  # loads every prompt that is asked
         samples: dict[str, list[float]] = {"ours": [], "peft": [], "per_task": []}
         closed: dict[str, Any] = {}
         for _ in range(repeats):

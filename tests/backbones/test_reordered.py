@@ -76,9 +76,9 @@ def test_what_is_left_as_it_is() -> None:
 def test_small_weights_and_large_models_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = nn.Linear(256, 256, bias=False)  # 2^16 numbers, 2^18 bytes
     assert reordered.attach(nn.Linear(255, 256)) == 0
-    monkeypatch.setattr(reordered, "_memory", lambda: 2**21 - 8)
+    monkeypatch.setattr(reordered, "total", lambda _: 2**21 - 8)
     assert reordered.attach(layer) == 0
-    monkeypatch.setattr(reordered, "_memory", lambda: 2**21)
+    monkeypatch.setattr(reordered, "total", lambda _: 2**21)
     assert reordered.attach(layer) == 1
 
 

@@ -1,5 +1,6 @@
 """An executor that runs no model: it keeps accounts, and its steps take virtual time."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -43,7 +44,10 @@ class Version:
 
 @dataclass
 class Simulated:
-    """A step takes `base` seconds and `each` for every row and input position. Token k of a row is 100 + k."""
+    """A step takes `base` seconds and `each` for every row and position that is read. Token k of a row is 100 + k.
+
+    keeps: prompts that are ready at a time, the last used; each other one is read when a row enters. 0: with the rows.
+    """
 
     clock: Clock
     slots: int = 4
@@ -55,8 +59,15 @@ class Simulated:
     process: int = 0
     room: int = 100
     open_rows: set[Row] = field(default_factory=set)
-    longest: int = 0  # most input positions that a step has read
+    keeps: int = 0
+    kept: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    reading: int = 0  # positions of prompts that are read before the next step
+    longest: int = 0  # most positions that a step has read
     fault: Exception | None = None
+
+    @property
+    def shares(self) -> bool:
+        return self.keeps > 0
 
     def fits(self, ask: Ask) -> str:
         return "" if self.cost(ask) <= self.room else "too long for a slot"
@@ -71,13 +82,20 @@ class Simulated:
         assert sum(self.cost(r.ask) for r in self.open_rows) + self.cost(row.ask) <= self.tokens
         self.open_rows.add(row)
         row.held = "slot"
+        if self.shares and row.ask.version is not None:
+            if row.ask.version.id not in self.kept:
+                self.reading += row.ask.version.length
+            self.kept[row.ask.version.id] = None
+            self.kept.move_to_end(row.ask.version.id)
+            while len(self.kept) > self.keeps:
+                self.kept.popitem(last=False)
         return ""
 
     def step(self, work: Sequence[tuple[Row, int]]) -> list[Took]:
         if self.fault is not None:
             raise self.fault
         assert len({id(row) for row, _ in work}) == len(work)
-        read = sum(n for _, n in work)
+        read, self.reading = sum(n for _, n in work) + self.reading, 0
         self.longest = max(self.longest, read)
         self.clock.now += self.base + self.each * (len(work) + read)
         took = []
@@ -108,7 +126,7 @@ class Simulated:
         pass
 
     def cache(self) -> CacheUse:
-        return CacheUse(hits=1)
+        return CacheUse(hits=1, prompts=len(self.kept))
 
 
 def core(limits: Limits | None = None, **settings: object) -> tuple[Core, Simulated, Clock]:

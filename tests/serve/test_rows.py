@@ -22,7 +22,7 @@ from incipit.backbones import (
 )
 from incipit.batch import Encoded, collate
 from incipit.injection import Injection
-from incipit.serve import check
+from incipit.serve import check, prefixes
 from incipit.serve.asks import Ask, Choose, Sampling, Ticket
 from incipit.serve.core import Core
 from incipit.serve.executor import Row
@@ -240,8 +240,9 @@ def test_a_row_astray_that_leaves_before_it_wrote_leaves_a_clean_slot() -> None:
     for _ in range(2):
         made.turn()
     bad = made.submit(Ask(ids_of(b, 9, 9), astray, going_on, task="b"))
-    made.turn()
-    assert made.jobs[bad].row.read == 3 and not bad.tokens
+    for _ in range(2):
+        made.turn()
+    assert made.jobs[bad].row.read == 1 + 3 and not bad.tokens  # the first step reads the prompt
     bad.cancel()
     short = made.submit(Ask(ids_of(b, 1, 2), known[2], going_on, task="c"))  # it gets the same slot
     run(made)
@@ -385,3 +386,11 @@ class TestSelfCheck:
             version = ticket.ask.version
             assert isinstance(version, Version | None)
             assert list(ticket.tokens) == alone(b, ticket.ask.ids, version, GenerateOptions(5))
+
+
+def test_prompts_may_take_a_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = wrap("llama", *tiny.build("llama"))
+    for whole, kept in ((0, 2**28), (2**30, 2**28), (2**36, 2**32)):
+        monkeypatch.setattr(prefixes, "total", lambda _, whole=whole: whole)
+        assert prefixes.Prefixes(backbone).max_bytes == kept
+    assert prefixes.Prefixes(backbone, 100).max_bytes == 100

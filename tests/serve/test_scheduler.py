@@ -3,6 +3,7 @@
 import random
 import statistics
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 from tests.serve.simulated import Version, core, run
@@ -10,6 +11,7 @@ from tests.serve.simulated import Version, core, run
 from incipit.errors import AskError, ClientLimit, EngineDown, Saturated, TooLong
 from incipit.serve.asks import Ask, Choose, Delta, End, Sampling, Ticket
 from incipit.serve.executor import Row, Took
+from incipit.serve.ready import Ready
 from incipit.serve.scheduler import Limits
 
 
@@ -82,6 +84,83 @@ def test_a_long_input_is_read_in_chunks_between_the_tokens_of_others() -> None:
     assert executor.longest == 8
     run(made)
     assert reader.wait(0).reason == "length"
+
+
+def of_prompts(names: Sequence[int], length: int = 40, timeout: float | None = None) -> list[Ask]:
+    """Requests for as many prompts, each a task of its own."""
+    versions = [Version(f"p{n}", length) for n in names]
+    return [Ask((1, 2, 3), v, Sampling(5), task=v.name, timeout=timeout) for v in versions]
+
+
+def test_a_prompt_that_is_not_ready_is_input_too() -> None:
+    made, executor, _ = core(Limits(chunk=100), slots=10, keeps=10)
+    first, again = [[made.submit(a) for a in of_prompts(range(9))] for _ in range(2)]
+    made.turn()
+    assert len(executor.open_rows) == 2 and executor.longest == 2 * (40 + 3)
+    run(made)
+    assert executor.longest <= 100
+    assert {t.wait(0).reason for t in first + again} == {"length"}
+    for each in of_prompts(range(9)):
+        made.submit(each)
+    made.turn()  # all are ready now
+    assert len(executor.open_rows) == 9
+
+
+def test_a_prompt_longer_than_a_step_has_a_step_for_itself() -> None:
+    made, executor, _ = core(Limits(chunk=100), slots=10, keeps=10)
+    tickets = [made.submit(a) for a in (*of_prompts([0], 10), *of_prompts([1, 2], 250))]
+    open_rows = []
+    for _ in range(4):
+        made.turn()
+        open_rows.append(len(executor.open_rows))
+    assert open_rows == [1, 2, 2, 3] and executor.longest == 250 + 1
+    run(made)
+    assert {t.wait(0).reason for t in tickets} == {"length"}
+
+
+def test_members_of_an_ensemble_are_prompts_too() -> None:
+    members = [Version("a", 60), Version("b", 30)]
+    both = Version("both")
+    both.panel = SimpleNamespace(members=members)  # type: ignore[assignment]
+    ready = Ready(shares=True)
+    asks = [Ask((1,), v, Choose(((1,), (2,)))) for v in (both, *members)]
+    assert [ready.missing(a) for a in asks] == [90, 60, 30]
+    ready.use(asks[1])
+    assert [ready.missing(a) for a in asks] == [30, 0, 30]
+    ready.use(asks[0])
+    ready.keep(1)
+    assert [ready.missing(a) for a in asks] == [60, 60, 0]
+    assert Ready(shares=False).missing(asks[0]) == 0
+
+
+@pytest.mark.parametrize("keeps", [3, 12, 40])
+def test_what_is_ready_is_known_from_outside(keeps: int) -> None:
+    made, executor, _ = core(slots=4, keeps=keeps)
+    source = random.Random(0)
+    for _ in range(300):
+        for each in of_prompts([source.randrange(20)]):
+            made.submit(each)
+        made.turn()
+        if source.random() < 0.5:
+            run(made)
+            assert {n for n in range(20) if not made.scheduler.ready.missing(of_prompts([n])[0])} == {
+                int(name[1:]) for name in executor.kept
+            }
+
+
+def test_many_prompts_that_are_not_ready_are_no_saturation() -> None:
+    made, executor, _ = core(slots=66, tokens=66 * 512, keeps=32, base=0.02, each=0.0004)
+    todo = of_prompts([n % 192 for n in range(400)], 100, timeout=20.0)
+    live: list[Ticket] = []
+    ends: list[End] = []
+    while todo or live:
+        while todo and len(live) < 64:
+            live.append(made.submit(todo.pop()))  # raises Saturated where it would be late
+        made.turn()
+        ends += [t.ended for t in live if t.ended is not None]
+        live = [t for t in live if t.ended is None]
+    assert {end.reason for end in ends} == {"length"} and max(end.seconds for end in ends) < 10
+    assert executor.longest <= 512
 
 
 def test_an_encoder_reads_an_input_whole() -> None:

@@ -1,16 +1,37 @@
-"""What stays between passes: keys and values of rows in slots, and of the prompts that they read on a shelf.
+"""What stays between passes: keys and values of rows in slots, and of the prompts that they read on a shelf; and how
+much memory there is.
 
 # R prompts at hand, N key/value heads, P length, D head dim
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
+from incipit import files
+from incipit.errors import StorageError
 from incipit.injection import Injection, LayerShape
+
+CONTAINER = "/sys/fs/cgroup/memory.max"  # Linux, cgroup v2: bytes, or "max"
+
+
+def total(device: torch.device) -> int:
+    """Bytes of memory of a device, a container's where it has fewer; 0 where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" not in names or "SC_PAGE_SIZE" not in names:
+        return 0
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    granted = b"max"
+    with suppress(StorageError):
+        granted = files.read_bytes(CONTAINER).strip()
+    return min(whole, int(granted)) if granted.isdigit() else whole
 
 
 class Slots:

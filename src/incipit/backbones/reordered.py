@@ -8,13 +8,14 @@ oneDNN), and kept beside the model's. What is learned through, other devices and
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from incipit.backbones.memory import total
 
 SMALL = 2**16  # numbers of a weight below which there is nothing to gain
 ALONE = 2**18  # the same for one row by itself: then the way to the product takes longer than the product
@@ -25,7 +26,7 @@ def attach(model: nn.Module) -> int:
     """Let the large linear layers of a model reorder their weights when they are first used; returns how many do."""
     chosen = {m: m.weight for m in model.modules() if type(m) is nn.Linear and _suits(m)}
     size = sum(w.numel() * w.element_size() for w in {id(w): w for w in chosen.values()}.values())
-    if not torch.backends.mkldnn.is_available() or size > SHARE * _memory():
+    if not torch.backends.mkldnn.is_available() or size > SHARE * total(torch.device("cpu")):
         return 0
     for module in chosen:
         module.register_forward_pre_hook(Reordered())
@@ -36,14 +37,6 @@ def _suits(module: nn.Linear) -> bool:
     weight, hooks = module.weight, module._forward_pre_hooks.values()
     plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and type(weight.data) is Tensor
     return plain and weight.numel() >= SMALL and not any(isinstance(h, Reordered) for h in hooks)
-
-
-def _memory() -> int:
-    """Bytes of memory of the machine; 0 where the system does not say."""
-    names = getattr(os, "sysconf_names", {})
-    if "SC_PHYS_PAGES" not in names or "SC_PAGE_SIZE" not in names:
-        return 0
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class _Order:

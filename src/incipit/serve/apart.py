@@ -85,7 +85,8 @@ class Apart:
     def __init__(self, backbone: Backbone, line: Line, process: int, **sizes: Any) -> None:
         self.backbone, self.process, self._line = backbone, process, line
         room = check.room(backbone, batched=self._call("hello"), **sizes)
-        self.slots, self.tokens, self.chunks, self.mode = room.slots, room.tokens, room.chunks, room.mode
+        self.slots, self.tokens, self.mode = room.slots, room.tokens, room.mode
+        self.chunks, self.shares = room.chunks, room.shares
         self.fits, self.cost = room.fits, room.cost
         self._numbers = count()
         self._new: dict[int, Row] = {}  # rows that the far side has not heard of

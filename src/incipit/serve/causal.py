@@ -16,7 +16,7 @@ from incipit.errors import IncipitError
 from incipit.injection import Injection
 from incipit.serve.asks import Ask
 from incipit.serve.executor import CacheUse, Row, Scored, Took
-from incipit.serve.prefixes import MAX_BYTES, Prefixes
+from incipit.serve.prefixes import Prefixes
 from incipit.serve.rooms import CausalRoom
 from incipit.serve.sampling import Held, next_tokens
 from incipit.serve.scores import scored
@@ -33,7 +33,7 @@ class CausalExecutor(CausalRoom):
         *,
         rows: int = 34,
         room: int = 0,
-        cache_bytes: int = MAX_BYTES,
+        cache_bytes: int = 0,
         batched: bool = True,
     ) -> None:
         super().__init__(backbone, rows=rows, room=room, batched=batched)

@@ -187,7 +187,8 @@ class Core:
     ) -> None:
         now = self.clock()
         self.steps += 1
-        done = 0
+        self.scheduler.ready.keep(self.executor.cache().prompts)
+        done = plan.prompts
         if plan.rows:
             self.rows_per_step[len(plan.rows)] += 1
             versions = {j.row.ask.version.id if j.row.ask.version else "" for j, _ in plan.rows}

@@ -20,7 +20,7 @@ from incipit.errors import IncipitError
 from incipit.injection import Injection
 from incipit.serve.asks import Ask
 from incipit.serve.executor import CacheUse, Row, Scored, Took
-from incipit.serve.prefixes import MAX_BYTES, Prefixes
+from incipit.serve.prefixes import Prefixes
 from incipit.serve.rooms import EncoderDecoderRoom
 from incipit.serve.sampling import Held, next_tokens
 from incipit.serve.scores import alike, scored
@@ -38,7 +38,7 @@ class EncoderDecoderExecutor(EncoderDecoderRoom):
         rows: int = 34,
         room: int = 0,
         answer: int = 256,
-        cache_bytes: int = MAX_BYTES,
+        cache_bytes: int = 0,
         batched: bool = True,
     ) -> None:
         super().__init__(backbone, rows=rows, room=room, answer=answer, batched=batched)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from incipit.backbones import EncoderBackbone
 from incipit.serve.asks import Ask
 from incipit.serve.executor import CacheUse, Row, Scored, Took
-from incipit.serve.prefixes import MAX_BYTES, Prefixes
+from incipit.serve.prefixes import Prefixes
 from incipit.serve.rooms import EncoderRoom
 from incipit.serve.scores import scored
 
@@ -20,7 +20,7 @@ class EncoderExecutor(EncoderRoom):
         backbone: EncoderBackbone,
         *,
         rows: int = 34,
-        cache_bytes: int = MAX_BYTES,
+        cache_bytes: int = 0,
         batched: bool = True,
     ) -> None:
         super().__init__(backbone, rows=rows, batched=batched)

@@ -42,7 +42,8 @@ class _Beat:
 
 
 class Engine:
-    """Answers asks over one frozen backbone. sizes: rows (slots), room (positions of a slot), cache_bytes (of prompts).
+    """Answers asks over one frozen backbone. sizes: rows (slots), room (positions of a slot), cache_bytes (of prompts;
+    0: a sixteenth of the memory).
 
     make: gives an executor, and is asked again after every failure; by default the fastest one that is exact.
     restarts: how often one failed before, in another process.

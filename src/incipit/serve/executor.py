@@ -58,11 +58,13 @@ class CacheUse:
 
 class Room(Protocol):
     """slots: rows that may be open at once. tokens: positions that these hold together. chunks: whether an input may be
-    read in parts. mode: "batched" or "rows". process: id of the process that computes; 0: this one."""
+    read in parts. shares: whether a prompt is read once, before the first of its rows, and not with each of them. mode:
+    "batched" or "rows". process: id of the process that computes; 0: this one."""
 
     slots: int
     tokens: int
     chunks: bool
+    shares: bool
     mode: str
     process: int
 
@@ -98,7 +100,7 @@ class Executor(Room, Protocol):
 class Nobody:
     """In the place of an executor that is not there yet, or was given up."""
 
-    slots, tokens, chunks, mode, process = 0, 0, True, "", 0
+    slots, tokens, chunks, shares, mode, process = 0, 0, True, False, "", 0
 
     def fits(self, ask: Ask) -> str:
         raise EngineDown("the engine failed and is coming back; try again", 1.0)

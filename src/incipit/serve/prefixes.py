@@ -12,12 +12,14 @@ from typing import Any
 import torch
 
 from incipit.backbones import Backbone, CausalBackbone
+from incipit.backbones.memory import total
 from incipit.batch import Encoded, collate
 from incipit.errors import ArtifactError, IncipitError
 from incipit.injection import Injection
 from incipit.serve.executor import CacheUse
 
-MAX_BYTES = 2**28
+LEAST = 2**28  # bytes that prompts may take on the smallest machine
+SHARE = 16  # of the device's memory they may take one in so many
 
 
 @dataclass
@@ -30,11 +32,13 @@ class _Kept:
 class Prefixes:
     """Version id -> its Injection on the model's device, prefilled where the model shares prefixes.
 
-    The least recently used are dropped beyond `max_bytes`, those that rows read excepted. For one thread.
+    The least recently used are dropped beyond `max_bytes` (0: a share of the device's memory), those that rows read
+    excepted. For one thread.
     """
 
-    def __init__(self, backbone: Backbone, max_bytes: int = MAX_BYTES) -> None:
-        self.backbone, self.max_bytes = backbone, max_bytes
+    def __init__(self, backbone: Backbone, max_bytes: int = 0) -> None:
+        self.backbone = backbone
+        self.max_bytes = max_bytes or max(LEAST, total(backbone.device) // SHARE)
         self.bytes = self.hits = self.misses = 0
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
 

@@ -26,7 +26,7 @@ class CausalRoom(_Here):
     def __init__(
         self, backbone: CausalBackbone, *, rows: int = 34, room: int = 0, batched: bool = True
     ) -> None:
-        self.backbone, self.batched = backbone, batched
+        self.backbone, self.batched, self.shares = backbone, batched, backbone.shares
         self.mode = "batched" if batched else "rows"
         self.slots = rows
         self.room = room or min(backbone.geometry.max_length or 4096, 4096)
@@ -65,6 +65,7 @@ class EncoderDecoderRoom(_Here):
     """slots: rows at once. room: positions of prompt and input; answer: new tokens that a row may write."""
 
     chunks = False  # an encoder sees its input whole
+    shares = False
 
     def __init__(
         self,
@@ -104,6 +105,7 @@ class EncoderRoom(_Here):
     """slots: requests that one pass may hold; they take no memory between passes."""
 
     chunks = False
+    shares = False
 
     def __init__(self, backbone: EncoderBackbone, *, rows: int = 34, batched: bool = True) -> None:
         self.backbone, self.batched = backbone, batched

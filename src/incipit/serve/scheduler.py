@@ -13,6 +13,7 @@ from incipit.errors import ClientLimit, Saturated
 from incipit.serve.asks import Choose, Reason, Sampling, Ticket
 from incipit.serve.executor import Executor, Row
 from incipit.serve.queues import FairQueues
+from incipit.serve.ready import Ready
 from incipit.serve.slowdown import Slowdown
 from incipit.serve.writing import Writing
 
@@ -23,8 +24,9 @@ _HALF_LIFE = 1.0  # seconds of work after which a measured rate counts half
 
 @dataclass(frozen=True)
 class Limits:
-    """chunk: input positions that one step reads at most, so that those who write are not held up. waiting: requests in
-    all queues. client: open requests of one client. spare: slots left to tasks that run nothing."""
+    """chunk: positions of inputs and prompts that one step reads at most, so that those who write are not held up.
+    waiting: requests in all queues. client: open requests of one client. spare: slots that are left to tasks that run
+    nothing."""
 
     chunk: int = 512
     waiting: int = 256
@@ -73,10 +75,14 @@ class Job:
 
 @dataclass
 class Plan:
-    """One step: rows with how many input positions they read (0: they write on), and requests to score."""
+    """One step: rows with how many input positions they read (0: they write on), and requests to score.
+
+    prompts: positions of prompts that must be read before.
+    """
 
     rows: list[tuple[Job, int]] = field(default_factory=list)
     scores: list[Job] = field(default_factory=list)
+    prompts: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.scores)
@@ -117,7 +123,7 @@ class Scheduler:
         self.reserved = 0
         self.clients: dict[str, int] = {}
         self.tasks: dict[str, int] = {}  # slots by task
-        self.pace, self.slowdown = Pace(), Slowdown()
+        self.pace, self.slowdown, self.ready = Pace(), Slowdown(), Ready(executor.shares)
         self.life = 0.0  # seconds from first step to end, smoothed
         self.written = 1.0  # tokens that are written, of those that may be, smoothed
 
@@ -159,7 +165,7 @@ class Scheduler:
 
     def _takes(self, job: Job) -> float:
         """Seconds from a job's first step to its end, where it writes as much of what it may as jobs do on the mean."""
-        parts = job.size // max(1, self.limits.chunk)
+        parts = (job.size + self.ready.missing(job.row.ask)) // max(1, self.limits.chunk)
         return (1 + parts + (job.steps - 1) * self.written) * self.pace.step
 
     def _sure(self, job: Job) -> float:
@@ -175,14 +181,18 @@ class Scheduler:
         if not self.queues and len(self.running) < self.slots:
             return 0.0
         others = len((self.tasks.keys() | self.queues.tasks) - {job.task})
-        return self.pace.seconds(own + others * (own + job.cost) + self.reserved / 2)
+        return self.pace.seconds(own + others * (own + self._work(job)) + self.reserved / 2)
+
+    def _work(self, job: Job) -> int:
+        """Positions that it takes at most, with those of a prompt that is not ready."""
+        return job.cost + self.ready.missing(job.row.ask)
 
     def push(self, job: Job) -> None:
         """Queue a job that was checked."""
         client = job.row.ask.client
         if client:
             self.clients[client] = self.clients.get(client, 0) + 1
-        self.queues.push(job.task, job, job.cost)
+        self.queues.push(job.task, job, self._work(job))
 
     # -- each step -------------------------------------------------------------------------------------------------
 
@@ -208,7 +218,7 @@ class Scheduler:
         return min((job.deadline for job in self if job.deadline is not None), default=None)
 
     def plan(self) -> Plan:
-        """Everybody who writes gets one token; at most `chunk` positions of input are read besides."""
+        """Everybody who writes gets one token; at most `chunk` positions of inputs and prompts are read besides."""
         plan, left = Plan(), self.limits.chunk
         for job in self.running:
             size, read = job.size, job.row.read
@@ -219,7 +229,10 @@ class Scheduler:
                 plan.rows.append((job, count))
                 left -= count
         while left > 0 and (new := self._admitted(left)) is not None:
-            count = min(new.size, left) if self.chunks and new.writes else new.size
+            missing = self.ready.missing(new.row.ask)
+            self.ready.use(new.row.ask)
+            plan.prompts, left = plan.prompts + missing, left - missing
+            count = min(new.size, max(1, left)) if self.chunks and new.writes else new.size
             if new.writes:
                 plan.rows.append((new, count))
             else:
@@ -236,7 +249,8 @@ class Scheduler:
                     return None  # it is this one's turn: those behind it do not pass
                 if self._crowds(task):
                     continue
-            if job.size > left < self.limits.chunk and not (job.writes and self.chunks):
+            least = 1 if job.writes and self.chunks else job.size
+            if least + self.ready.missing(job.row.ask) > left < self.limits.chunk:
                 return None
             self.queues.take(task)
             self.running[job] = None
