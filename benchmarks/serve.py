@@ -101,7 +101,9 @@ def drive(url: str, load: Load, rate: float = 0.0) -> dict[str, Any]:
     done = subprocess.run(driver, input=json.dumps(given), capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     if not rate and set(found["statuses"]) != {"200"}:
-        raise RuntimeError(f"{load.key}: not every request of a closed loop was answered: {found['statuses']}")
+        raise RuntimeError(
+            f"{load.key}: not every request of a closed loop was answered: {found['statuses']}"
+        )
     return found
 
 

@@ -39,6 +39,11 @@ def _key(row: Mapping[str, Any]) -> tuple[str, int, str]:
     return row["name"], row["seed"], row["backbone"]["name"]
 
 
+def _of_cell(row: Mapping[str, Any]) -> bool:
+    """Not of the prompt that a cell began with."""
+    return "rows" in row["extra"] or "methods" in row["extra"]
+
+
 def main(name: str, sources: Sequence[str]) -> None:
     """Take over what is new, then write the pages."""
     folder = STUDIES / name
@@ -46,7 +51,7 @@ def main(name: str, sources: Sequence[str]) -> None:
     known = record.read(kept) if files.exists(kept) else []
     have = {_key(row) for row in known}
     for source in sources:
-        for row in record.read(source):
+        for row in filter(_of_cell, record.read(source)):
             if row["provenance"]["dirty"]:
                 print(f"{source}: {row['name']} came of a working tree that was not committed; left out")
             elif _key(row) not in have:

@@ -30,7 +30,7 @@ def total(device: torch.device) -> int:
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     granted = b"max"
     with suppress(StorageError):
-        granted = files.read_bytes(CONTAINER).strip()
+        granted = files.content(CONTAINER).strip()
     return min(whole, int(granted)) if granted.isdigit() else whole
 
 
