@@ -117,7 +117,8 @@ def task_named(name: str) -> Task:
     if keys is not table and not {"builtin", "form"} & set(keys):  # as in a recipe: one name will do
         keys = {"name": table.get("name", "run"), **keys}
     if "builtin" in keys:
-        return builtin(str(keys["builtin"]), **{k: v for k, v in keys.items() if k != "builtin"})
+        changes = {key: value for key, value in keys.items() if key != "builtin"}
+        return builtin(str(keys["builtin"]), base=Path(name).parent, **changes)
     return Task.load(keys, base=Path(name).parent)
 
 
