@@ -219,6 +219,9 @@ def test_two_prompts_of_one_name(call: Call, tuned: Run, tmp_path: Path) -> None
     shutil.copytree(tuned.shop, tmp_path / "copy")
     done = call("predict", tuned.shop, tmp_path / "copy", "--text", "a")
     assert done.code == 1 and "two prompts are named 'shop'" in done.err
+    assert done.err.endswith("give them in separate calls\n")
+    twice = call("predict", tuned.shop, tuned.shop, "--text", "a")
+    assert twice.code == 1 and twice.err.endswith("give each once\n")
 
 
 def test_a_prompt_of_another_backbone(call: Call, tuned: Run, tmp_path: Path) -> None:
@@ -300,6 +303,13 @@ def test_export_and_import_give_the_same_answers(call: Call, tuned: Run, tmp_pat
     assert found[0]["prompt"] == "back"
     for row in rows(call("list", tmp_path)):
         assert row["task"] == "reviews"
+    copy = shutil.copytree(tuned.backbone, tmp_path / "copy")
+    elsewhere = call("import", out, "--format", "peft", "--folder", tmp_path / "b", "--backbone", copy)
+    assert elsewhere.code == 0
+    assert (
+        f"note: '{out}' names the model '{tuned.backbone}'; that it is '{copy}' is not checked"
+        in elsewhere.err
+    )
     no_data = call("evaluate", back)
     assert no_data.code == 1 and "names no data; give --data FILE, or --task NAME" in no_data.err
     assert len(call("predict", back, "--text", "a fine film").lines) == 1

@@ -55,8 +55,9 @@ def _named(found: list[Reader]) -> list[Reader]:
     names = [one.name for one in found]
     for name in names:
         if names.count(name) > 1:
-            same = " and ".join(one.place for one in found if one.name == name)
-            raise ArtifactError(f"two prompts are named {name!r}: {same}; give them in separate calls")
+            places = [one.place for one in found if one.name == name]
+            move = "give them in separate calls" if len(set(places)) > 1 else "give each once"
+            raise ArtifactError(f"two prompts are named {name!r}: {' and '.join(places)}; {move}")
     return found
 
 
