@@ -68,5 +68,8 @@ def test_a_remote_place(backbone: Backbone) -> None:
 def test_a_place_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="does not exist; name a folder below which"):
         library.entries(tmp_path / "none")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file' is a file; name a folder below which"):
+        library.entries(tmp_path / "file")
     with pytest.raises(StorageError, match="check the address and access"):
         library.entries("nosuchprotocol://a")

@@ -69,6 +69,8 @@ def test_a_stream_of_lines_or_of_records() -> None:
     assert parse(b'{"a": 1}\nplain\n', "s") == [('{"a": 1}', "s:1"), ("plain", "s:2")]
     assert parse("{not json\na\u2028b".encode(), "s") == [("{not json", "s:1"), ("a\u2028b", "s:2")]
     assert parse(b"", "s") == []
+    with pytest.raises(DataError, match="s:3: broken JSON among records; mend the line"):
+        parse(b'{"a": 1}\n\n {"a": 2\n', "s")
     with pytest.raises(DataError, match=r"s: is not UTF-8 \(.* at byte 1\); convert it"):
         parse(b"a\xff", "s")
 

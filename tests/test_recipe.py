@@ -234,3 +234,10 @@ def test_import_is_light() -> None:
     code = "import sys, incipit.recipe; print([m for m in ('torch', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_built_in_task_takes_a_name_and_data_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"text": "fine", "label": "positive"}\n')
+    (tmp_path / "r.toml").write_text('[task]\nbuiltin = "reviews"\nname = "mine"\ntest = "mine.jsonl"\n')
+    task = Recipe.read(tmp_path / "r.toml").load_task()
+    assert (task.name, len(task.test), task.test[0].target) == ("mine", 1, "good")

@@ -47,6 +47,8 @@ def entries(place: files.PathLike) -> list[Entry]:
     """
     if not files.is_remote(place) and not files.exists(place):
         raise StorageError(f"{str(place)!r} does not exist; name a folder below which `incipit tune` wrote")
+    if not files.is_remote(place) and files.folder_files(place) is None:
+        raise StorageError(f"{str(place)!r} is a file; name a folder below which `incipit tune` wrote")
     try:  # a card without tensors and tensors without a card are both halves of an artifact
         marked = {*files.list_folders(place, artifact.CARD), *files.list_folders(place, artifact.TENSORS)}
     except (OSError, ValueError, ImportError) as error:

@@ -104,7 +104,10 @@ def read_file(path: str) -> list[tuple[Asked, str]]:
 
 
 def parse(data: bytes, name: str) -> list[tuple[Asked, str]]:
-    """What a stream asks: JSON records where every line is an object, else its lines; without empty ones."""
+    """What a stream asks: JSON records where every line is an object, else its lines; without empty ones.
+
+    Raises DataError for bytes that are no UTF-8, and where all lines look like records and one is broken.
+    """
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -115,6 +118,9 @@ def parse(data: bytes, name: str) -> list[tuple[Asked, str]]:
     if lines and all(record is not None for record in records):
         pairs = zip(records, lines, strict=True)
         return [(record, place) for record, (_, place) in pairs if record is not None]
+    if any(record is not None for record in records) and all(line.lstrip()[0] == "{" for line, _ in lines):
+        place = lines[records.index(None)][1]
+        raise DataError(f"{place}: broken JSON among records; mend the line")
     return list(lines)
 
 

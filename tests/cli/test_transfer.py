@@ -121,6 +121,7 @@ def test_what_it_refuses(call: Call, shelf: Path, tmp_path: Path) -> None:
         assert exit_code(["tune", shelf / "c.toml", "--folder", other, "--quiet"]) == 0
     assert "fingerprints differ" in tried(a, other / "c", *settings("attempt"))
     assert "was trained on" in tried(other / "c", *settings("attempt"))
+    assert "was trained on" in tried(other / "c", *settings("spot"))  # and nothing was trained first
     assert "transfer.inner: only" in tried(a, b, "--set", "transfer.inner=3")
     assert "transfer.top: only" in tried(a, b, "--set", "transfer.top=1")
     assert "incipit transfer trains one" in tried(a, b, *settings("spot"), "--set", "train.seeds=[0, 1]")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from incipit import files
+from incipit.backbones import tiny
 
 from .conftest import Call, Done, Run, write_recipe
 
@@ -114,6 +115,24 @@ def test_evaluate_other_data_and_other_tasks(call: Call, tuned: Run, tmp_path: P
     assert wrong.code == 1 and "no built-in task 'revews'; did you mean 'reviews'?" in wrong.err
 
 
+def test_an_encoder_is_scored_by_the_words_of_the_task_whatever_their_order(
+    call: Call, tuned: Run, tmp_path: Path
+) -> None:
+    tiny.save("bert", tmp_path / "bert")
+    recipe = write_recipe(tmp_path / "shop.toml", tmp_path / "bert")
+    assert call("tune", recipe, "--folder", tmp_path / "out", "--quiet", "--set", "task.limit=0").code == 0
+    shop = tmp_path / "out" / "shop"
+    turned = tmp_path / "turned.toml"
+    turned.write_text(
+        'name = "turned"\nbuiltin = "reviews"\nlabels = {positive = "good", negative = "bad"}\n'
+    )
+    assert files.read_json(shop / "card.json")["task"]["words"] == ["bad", "good"]
+    (own,) = rows(call("evaluate", shop))
+    told = call("evaluate", shop, "--task", turned)
+    assert "'shop' answers bad, good; the task 'turned' has good, bad: read out by the words" in told.err
+    assert rows(told)[0]["scores"] == own["scores"]
+
+
 def test_evaluate_where_the_data_is_not_says_how_to_name_it(
     call: Call, tuned: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +170,7 @@ def test_predict_one_prompt(call: Call, tuned: Run) -> None:
 def test_predict_mixes_prompts_and_equals_each_alone(call: Call, tuned: Run, tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("a fine film\n\nwhere is it\n")
     mixed = call("predict", tuned.shop, tuned.desk, tmp_path / "lines.txt", "--format", "jsonl")
+    assert "note: empty lines have no answer: 1 of 3\n" in mixed.err
     found = [json.loads(line) for line in mixed.lines]
     order = [
         ("a fine film", "shop"),
@@ -199,6 +219,9 @@ def test_two_prompts_of_one_name(call: Call, tuned: Run, tmp_path: Path) -> None
     shutil.copytree(tuned.shop, tmp_path / "copy")
     done = call("predict", tuned.shop, tmp_path / "copy", "--text", "a")
     assert done.code == 1 and "two prompts are named 'shop'" in done.err
+    assert done.err.endswith("give them in separate calls\n")
+    twice = call("predict", tuned.shop, tuned.shop, "--text", "a")
+    assert twice.code == 1 and twice.err.endswith("give each once\n")
 
 
 def test_a_prompt_of_another_backbone(call: Call, tuned: Run, tmp_path: Path) -> None:
@@ -280,6 +303,13 @@ def test_export_and_import_give_the_same_answers(call: Call, tuned: Run, tmp_pat
     assert found[0]["prompt"] == "back"
     for row in rows(call("list", tmp_path)):
         assert row["task"] == "reviews"
+    copy = shutil.copytree(tuned.backbone, tmp_path / "copy")
+    elsewhere = call("import", out, "--format", "peft", "--folder", tmp_path / "b", "--backbone", copy)
+    assert elsewhere.code == 0
+    assert (
+        f"note: '{out}' names the model '{tuned.backbone}'; that it is '{copy}' is not checked"
+        in elsewhere.err
+    )
     no_data = call("evaluate", back)
     assert no_data.code == 1 and "names no data; give --data FILE, or --task NAME" in no_data.err
     assert len(call("predict", back, "--text", "a fine film").lines) == 1

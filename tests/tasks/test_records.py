@@ -101,7 +101,11 @@ def test_a_csv_record_of_several_lines_is_named_by_its_first(tmp_path: Path) -> 
         ("a.json", b"[]", "a.json: the file holds no records"),
         ("a.csv", b'text,label\n"open,1\n', "a.csv:2: broken CSV: unexpected end of data; mend the quotes"),
         ("a.csv", b"text,label\na,b,c\n", "a.csv:2: 3 fields, but the header has 2; quote or mend the row"),
-        ("a.tsv", b"text\tlabel\na\n", "a.tsv:2: 1 fields, but the header has 2"),
+        (
+            "a.tsv",
+            b"text\tlabel\na\n",
+            "a.tsv:2: 1 fields, but the header has 2; TSV has no quotes, so no field holds",
+        ),
         ("a.csv", b"text,text\na,b\n", "a.csv:1: the header names 'text' twice; rename one column"),
         ("a.parquet", b"PAR1 no", "a.parquet[0]: broken Parquet: "),
         (
@@ -168,6 +172,9 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
         DataError, match=r"'trian\.jsonl' does not exist; did you mean 'train\.jsonl'\?; paths"
     ):
         rows_of("trian.jsonl", tmp_path)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match=rf"'data/a\.csv' does not exist; paths start from '{tmp_path}'$"):
+        rows_of("data/a.csv", tmp_path)
 
 
 def test_a_folder_gives_the_file_of_the_split(tmp_path: Path) -> None:

@@ -175,6 +175,13 @@ def test_a_built_in_task_can_be_changed() -> None:
         builtin("reviews", shot=2)
 
 
+def test_a_built_in_task_takes_a_name_and_data_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"text": "fine", "label": "positive"}\n' * 2)
+    mine = builtin("reviews", base=tmp_path, name="mine", test="mine.jsonl")
+    assert (mine.name, len(mine.test), mine.test[0].target) == ("mine", 2, "good")
+    assert mine.train[0] == builtin("reviews").train[0]
+
+
 def test_tasks_are_read_without_torch() -> None:
     program = (
         "import sys; from incipit.tasks.task import builtin; builtin('reviews').check(); "

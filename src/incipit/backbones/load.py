@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -165,7 +166,8 @@ def _first_line(error: BaseException) -> str:
 def _move(name: str) -> str:
     if name.startswith("builtin:") or files.folder_files(name) is not None:
         return "check that the folder holds config.json, the weights and the tokenizer"
-    return "check the id and the network, or give a local folder; `builtin:minilm` works offline"
+    here = f"no folder of that name is in {os.getcwd()!r}"
+    return f"{here}: check the path, or the id and the network; `builtin:minilm` works offline"
 
 
 def fastest_dtype(device: str = "cpu") -> str:

@@ -51,12 +51,14 @@ class Words:
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of a text, without special tokens."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
     def texts_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of several texts, which takes a tokenizer hardly longer than one."""
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
         return ids
 
     def pair_ids(self, before: str, after: str) -> tuple[list[int], list[int]]:

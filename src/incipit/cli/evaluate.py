@@ -57,6 +57,7 @@ def evaluate(
         recipe = opened.recipe_of(artifact)
         model = backbones.of(artifact)
         decoding = run.decode_options(recipe) if recipe is not None else None
+        _same_classes(artifact, chosen, model.family)
         if isinstance(artifact, ensemble.Saved):
             way = decoding or evaluation.DecodeOptions()
             scores = ensemble.compare(
@@ -69,8 +70,9 @@ def evaluate(
             said = made.predict(model, examples, way.batch, mode=way.mode, options=way.generate)
             scores = metrics.compute(chosen.metrics, [p.text for p in said], examples)
         else:
+            (prompt,) = ensemble.prompts_for([artifact], model, chosen.labels)
             scores = evaluation.evaluate(
-                model, artifact.prompt(model), examples, chosen.metrics, decoding, legality=True
+                model, prompt, examples, chosen.metrics, decoding, legality=True
             ).scores
         results.append(
             {
@@ -87,6 +89,24 @@ def evaluate(
     rows = [[*(one[key] for key in shown), output.scores(one["scores"])] for one in results]
     output.table(["prompt", *shown[1:], "scores"], rows)
     output.write(json, results)
+
+
+def _same_classes(artifact: Artifact | Saved | SavedAttempt, task: Task, family: str) -> None:
+    """An encoder answers by its read-out: class i of it is label word i, so the words of another task need another one.
+
+    A single prompt is read out anew, which a note says; what is made of several prompts is refused.
+    """
+    from incipit.artifact import Artifact
+
+    words = tuple(artifact.card["task"].get("words", ()))
+    if family != "encoder" or words == tuple(task.labels):
+        return
+    said = (
+        f"{artifact.name!r} answers {', '.join(words)}; the task {task.name!r} has {', '.join(task.labels)}"
+    )
+    if not isinstance(artifact, Artifact):
+        raise DataError(f"{said}: name a task with these label words in this order")
+    typer.echo(f"note: {said}: read out by the words of the task", err=True)
 
 
 def _examples(

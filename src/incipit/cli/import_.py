@@ -58,8 +58,8 @@ def import_(
     from incipit import artifact, backbones, run
     from incipit.interop import npy, peft
 
-    if not backbone and format is Foreign.peft:
-        backbone = str(peft.config(place).get("base_model_name_or_path") or "")
+    named = str(peft.config(place).get("base_model_name_or_path") or "") if format is Foreign.peft else ""
+    backbone = backbone or named
     if not backbone:
         raise typer.BadParameter(f"{place!r} names no model: give the one it was trained on with --backbone")
     chosen = opened.task_named(task) if task else None
@@ -69,6 +69,10 @@ def import_(
     if chosen is not None:
         form = run.text_form(chosen)
     prompt = _read_out(prompt, model, form["words"])
+    if named and named != backbone:
+        typer.echo(
+            f"note: {place!r} names the model {named!r}; that it is {backbone!r} is not checked", err=True
+        )
     name = Path(folder.rstrip("/")).name
     saved = artifact.save(folder, prompt=prompt, backbone=model, name=name, task=form, overwrite=overwrite)
     output.table(["prompt", "backbone", "length", "artifact"], [[name, backbone, prompt.length, saved]])

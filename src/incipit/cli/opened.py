@@ -55,8 +55,9 @@ def _named(found: list[Reader]) -> list[Reader]:
     names = [one.name for one in found]
     for name in names:
         if names.count(name) > 1:
-            same = " and ".join(one.place for one in found if one.name == name)
-            raise ArtifactError(f"two prompts are named {name!r}: {same}; give them in separate calls")
+            places = [one.place for one in found if one.name == name]
+            move = "give them in separate calls" if len(set(places)) > 1 else "give each once"
+            raise ArtifactError(f"two prompts are named {name!r}: {' and '.join(places)}; {move}")
     return found
 
 
@@ -117,7 +118,8 @@ def task_named(name: str) -> Task:
     if keys is not table and not {"builtin", "form"} & set(keys):  # as in a recipe: one name will do
         keys = {"name": table.get("name", "run"), **keys}
     if "builtin" in keys:
-        return builtin(str(keys["builtin"]), **{k: v for k, v in keys.items() if k != "builtin"})
+        changes = {key: value for key, value in keys.items() if key != "builtin"}
+        return builtin(str(keys["builtin"]), base=Path(name).parent, **changes)
     return Task.load(keys, base=Path(name).parent)
 
 

@@ -126,6 +126,10 @@ def _asked(source: str, texts: Sequence[str]) -> list[tuple[Asked, str]]:
         raise DataError(
             f"{'standard input' if source == '-' else repr(source)} holds no input; write one a line"
         )
+    if isinstance(asked[-1][0], str):  # lines: an answer a line, but for empty ones
+        last = int(asked[-1][1].rpartition(":")[2])
+        if last > len(asked):
+            typer.echo(f"note: empty lines have no answer: {last - len(asked)} of {last}", err=True)
     return asked
 
 

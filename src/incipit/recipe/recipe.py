@@ -139,7 +139,8 @@ class Recipe(Table):
 
     def _loaded(self, table: Mapping[str, Any], spec: TaskSpec) -> Task:
         if "builtin" in table:
-            return builtin(table["builtin"], **{k: v for k, v in table.items() if k != "builtin"})
+            changes = {key: value for key, value in table.items() if key != "builtin"}
+            return builtin(table["builtin"], base=self._base, **changes)
         return Task.load(spec, base=self._base or None)
 
     @property

@@ -90,6 +90,8 @@ def transfer(
     if files.exists(place) and not (overwrite or resume):
         raise StorageError(f"{str(place)!r} exists already: choose another folder, or pass --overwrite")
     started, model = time.monotonic(), backbone or load_backbone(recipe)
+    for member in members:  # before anything is trained
+        artifact.check_backbone("prompt", member.card, model)
     data = Data(model)
     if not len(data.task(recipe).train):
         raise DataError(f"task {recipe.spec.name!r}: no example to learn from; its train split is empty")

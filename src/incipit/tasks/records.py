@@ -143,7 +143,9 @@ def _file(path: str, shown: str, problems: Problems) -> Iterator[Record]:
     suffix = data_stem(os.path.basename(path))[1]
     if not files.is_remote(path) and not files.exists(path):
         near = nearest(os.path.basename(path), files.folder_files(Path(path).parent) or [])
-        raise DataError(f"{shown!r} does not exist{near}; paths start from {str(Path(path).parent)!r}")
+        start = os.path.normpath(path.removesuffix(shown) or os.curdir)
+        base = "" if os.path.isabs(shown) else f"; paths start from {start!r}"
+        raise DataError(f"{shown!r} does not exist{near}{base}")
     if not suffix:
         raise DataError(f"{shown!r} is no data file; expected {_KNOWN}, each also as .gz or .xz")
     before, found = problems.count, False
@@ -242,10 +244,15 @@ def _csv(stream: BinaryIO, shown: str, problems: Problems) -> Iterator[Record]:
 
 def _tsv(stream: BinaryIO, shown: str, problems: Problems) -> Iterator[Record]:
     lines = _text_lines(stream, shown, problems)
-    yield from _table(((n, line.rstrip("\r\n").split("\t")) for n, line in lines), shown, problems)
+    cells = ((n, line.rstrip("\r\n").split("\t")) for n, line in lines)
+    yield from _table(
+        cells, shown, problems, "TSV has no quotes, so no field holds a tab or a line break: write CSV"
+    )
 
 
-def _table(rows: Iterator[tuple[int, list[str]]], shown: str, problems: Problems) -> Iterator[Record]:
+def _table(
+    rows: Iterator[tuple[int, list[str]]], shown: str, problems: Problems, move: str = "quote or mend the row"
+) -> Iterator[Record]:
     header: list[str] | None = None
     for number, row in rows:
         if row in ([], [""]) and (header is None or len(header) != 1):
@@ -260,7 +267,7 @@ def _table(rows: Iterator[tuple[int, list[str]]], shown: str, problems: Problems
         elif len(row) == len(header):
             yield Record(dict(zip(header, row, strict=True)), place)
         else:
-            problems.add(place, f"{len(row)} fields, but the header has {len(header)}; quote or mend the row")
+            problems.add(place, f"{len(row)} fields, but the header has {len(header)}; {move}")
 
 
 def _parquet(stream: BinaryIO, shown: str, problems: Problems) -> Iterator[Record]:

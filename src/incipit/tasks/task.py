@@ -185,10 +185,11 @@ def builtin_names() -> tuple[str, ...]:
     return tuple(sorted(Path(folder).name for folder in files.list_folders(BUILTIN, "task.toml")))
 
 
-def builtin(name: str, **changes: Any) -> Task:
+def builtin(name: str, /, *, base: files.PathLike = "", **changes: Any) -> Task:
     """A task that comes with the package; changes replace keys of its spec, as in builtin("mood", shots=8).
 
     The splits are the files train.*, validation.*, test.* of its folder, where its task.toml names no others.
+    base: the folder that a relative path among the changes starts from; without it, where the process runs.
     """
     if name not in builtin_names():
         raise DataError(f"no built-in task {name!r}{nearest(name, builtin_names())}")
@@ -198,6 +199,10 @@ def builtin(name: str, **changes: Any) -> Task:
     for key in changes:
         if key not in known:
             raise DataError(f"a task has no key {key!r}{nearest(key, known)}")
+    for split in SPLITS:
+        source = changes.get(split)
+        if source and not source.startswith("hub:") and not files.is_remote(source):
+            changes[split] = str(Path(base).absolute() / source)
     return Task.load(replace(spec, **changes), base=folder)
 
 
