@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from incipit.backbones import alike, internals, tiny, wrap
+from incipit.backbones import alike, internals, reordered, tiny, wrap
 from incipit.batch import Encoded, collate
 from incipit.injection import Injection
 
@@ -64,6 +64,19 @@ def test_an_adapter_around_a_projection_is_left_in_peace() -> None:
     after = told(backbone)
     for mine, other in zip(before, after, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-7)
+
+
+def test_what_is_alike_is_projected_by_weights_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fewer rows, too, are multiplied with the reordered weight: forth and back."""
+    monkeypatch.setattr(reordered, "SMALL", 1)
+    backbone: Any = wrap("t5", *tiny.build("t5"))
+    a, b, c, *_ = backbone.frequent_ids(5)
+    batch = collate([Encoded((a, b, c, a, b, c), (b,))] * 4, pad_id=backbone.pad_id)
+    inputs = torch.randn(1, 4, 32, requires_grad=True)
+    backbone.loss(batch, Injection(batch.rows, inputs=inputs))[0].sum().backward()
+    for layer in internals.projections(backbone.modules["encoder"][0]):
+        (order,) = [h.kept for h in layer._forward_pre_hooks.values() if isinstance(h, reordered.Reordered)]
+        assert order is not None and order[1]._back.layout == torch._mkldnn  # type: ignore[attr-defined]
 
 
 def test_layers_of_another_make_are_left_alone() -> None:

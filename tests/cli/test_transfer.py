@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from incipit import artifact, files, record
-from incipit.backbones import tiny
+from incipit.backbones import load, tiny
+from incipit.errors import ArtifactError
+from incipit.recipe import Recipe
+from incipit.run import transfer
 
 from .conftest import Call, exit_code
 
@@ -99,6 +103,37 @@ def test_the_best_of_a_search_is_chosen_on_validation(call: Call, shelf: Path, t
     alike = files.read_json(tmp_path / "n.json")["rows"]
     assert [row["name"] for row in alike if row["chosen"]] == [rows[1]["name"]]
     assert not alike[2]["scores"], "the other one is not trained"
+
+
+def renamed(shelf: Path, name: str, place: Path) -> Path:
+    """The second source, moved a little, under another name."""
+    kept, backbone = artifact.load(shelf / "runs" / "b"), load(str(shelf / "bert"))
+    prompt = kept.prompt(backbone)
+    with torch.no_grad():
+        for parameter in prompt.parameters():
+            parameter.add_(0.5)
+    artifact.save(place, prompt=prompt, backbone=backbone, name=name, task=kept.task)
+    return place
+
+
+def test_a_source_may_be_named_as_an_own_start(call: Call, shelf: Path, tmp_path: Path) -> None:
+    """`mood-own` is what SPoT itself leaves beside its result."""
+    source = renamed(shelf, "mood-own", tmp_path / "mood-own")
+    given = ["--recipe", shelf / "target.toml", *settings("spot"), "--folder", tmp_path / "t", "--quiet"]
+    done = call("transfer", source, *given)
+    assert done.code == 0, done.err
+    assert artifact.load(tmp_path / "t" / "target").card["origin"]["chosen"] == "mood-own"
+
+
+def test_sources_of_one_name_are_refused_before_anything_is_trained(shelf: Path, tmp_path: Path) -> None:
+    """From Python too, where nobody has opened them together."""
+    sources = [artifact.load(p) for p in (shelf / "runs" / "a", renamed(shelf, "a", tmp_path / "other"))]
+    recipe = Recipe.read(shelf / "target.toml", ["transfer.method=attempt"])
+    with pytest.raises(
+        ArtifactError, match="are both named 'a', and what is made of each is known by its name"
+    ):
+        transfer(sources, recipe, tmp_path / "t")
+    assert not (tmp_path / "t").exists()
 
 
 def test_what_it_refuses(call: Call, shelf: Path, tmp_path: Path) -> None:

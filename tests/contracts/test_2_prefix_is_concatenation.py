@@ -63,6 +63,26 @@ def test_one_row_of_input_and_no_text(world: Any, plain: Any, name: str) -> None
     torch.testing.assert_close(ours, theirs, **world.tolerance(name))
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize("shape", ["dead", "one", "dead behind keys"])
+def test_prompts_of_no_row_and_of_one(world: Any, plain: Any, name: str, shape: str) -> None:
+    """Slots that are all dead are no prompt; of a single live one nothing is left beside the last."""
+    backbone = world.backbone(name)
+    source = torch.Generator().manual_seed(0)
+    inputs = torch.randn(1, 5, 32, generator=source, dtype=torch.float64)
+    live = torch.arange(5)[None] == (2 if shape == "one" else 9)
+    more: dict[str, Any] = {}
+    if shape == "dead behind keys" and backbone.family == "causal":
+        before = world.prompt(f"{name}/prefix@decoder", wide=True).injection()
+        more = {"keys": before.keys, "values": before.values}
+    encoded = world.rows(name, count=3, bare=backbone.family == "causal" and shape == "one")
+    batch = world.batch(name, encoded)
+    ours = backbone.loss(batch, Injection(batch.rows, inputs=inputs, live=live, **more))[0]
+    there = Injection(torch.zeros(1, dtype=torch.int64), inputs=inputs[live][None], **more)
+    theirs = torch.stack([plain.nll(name, there, e) for e in encoded])
+    torch.testing.assert_close(ours, theirs, **world.tolerance(name))
+
+
 @pytest.mark.parametrize("name", tiny.names("encoder"))
 @pytest.mark.parametrize("readout", ["words", "verbalizer", "head"])
 def test_class_scores(world: Any, plain: Any, name: str, readout: str) -> None:

@@ -50,3 +50,4 @@ def test_without_padding_and_with(world: Any, name: str, bare: bool) -> None:
         backbone.streams = True
     for a, b in zip(at_once, padded, strict=True):
         torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=3e-5, atol=3e-5)
+    assert backbone.choices(batch, world.stack([prompt], batch), [[]] * len(batch)) == [[]] * len(batch)

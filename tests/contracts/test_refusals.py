@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from incipit.backbones import GenerateOptions, attend, caches, internals, load, tiny, wrap
@@ -48,6 +49,21 @@ def test_layers_that_look_ids_up_are_refused() -> None:
     model.config.hidden_size_per_layer_input = 4
     with pytest.raises(BackboneError, match="looks token ids up in every layer"):
         wrap("llama", model, tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["Roberta", "MPNet", "Data2VecText"])
+def test_positions_that_begin_behind_the_padding_id(kind: str) -> None:
+    """A table of 20 positions with padding id 1 holds 18: as many are read, and one more is refused in words."""
+    tokenizer = tiny.build("roberta")[1]
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"intermediate_size": 8, "max_position_embeddings": 20, "pad_token_id": 1}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **more)
+    backbone: Any = wrap(kind, getattr(transformers, f"{kind}ForMaskedLM")(config), tokenizer)
+    soft = Injection(ROWS, inputs=torch.zeros(1, 2, 8), readout=backbone.readout(["good", "bad"], "head"))
+    assert backbone.geometry.max_length == 18
+    assert backbone.loss(collate([Encoded((5,) * 16, choice=0)]), soft)[0].isfinite()
+    with pytest.raises(BackboneError, match="the longest row has 19 positions, prompt included"):
+        backbone.loss(collate([Encoded((5,) * 17, choice=0)]), soft)
 
 
 def test_deberta_takes_no_keys_and_says_why(world: Any) -> None:

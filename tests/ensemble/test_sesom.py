@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,9 @@ def test_folds_leave_their_shots_out(backbones: Of) -> None:
 def test_misuse(shots: Path, backbones: Of, shelf: Shelf) -> None:
     backbone = backbones("bert")
     members = members_of(backbone, shelf)
+    other = replace(members[1], card={**members[1].card, "name": members[0].name})
+    with pytest.raises(ArtifactError, match="are both named 'a', and what is made of each"):
+        learn([members[0], other], backbone, target(backbone, adapt=True), place=shots / "e")
     (shots / "shots.jsonl").write_text("")
     with pytest.raises(DataError, match="shots"):
         learn(members, backbone, target(backbone))

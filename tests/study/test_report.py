@@ -159,6 +159,19 @@ def test_away_from_home(study: Path) -> None:
     assert found[0] == "holds" and "+20.0" in found[1] and "in its own domain -10.0 ± 0.7" in found[1]
 
 
+def test_many_tests_of_one_seed_are_one_number(study: Path) -> None:
+    """Five tests that say the same of both seeds are no surer than one: 60 against 50, 10 +- 10 points."""
+    plan = Study.read("toy")
+    rows = made(plan, "size", {("prompt", "one"): [0.7, 0.71], ("model", "one"): [0.7, 0.71]})
+    for row, far in zip(rows, (0.5, 0.7, 0.5, 0.5), strict=True):
+        row["scores"] = {**row["scores"], **{f"shift:{n}": {"accuracy": far} for n in range(5)}}
+    rule = {"rule": "shifted", "experiment": "size"}
+    sides = {"left": {"method": "prompt"}, "right": {"method": "model"}}
+    told, evidence = verdict(Points.of(plan, rows), **rule, **sides)
+    assert told == "not visible here"
+    assert "elsewhere: +10.0 ± 10.0 points over 1 pair(s) of settings, above in 5 of 5" in evidence
+
+
 def test_claims_that_cannot_be_judged(study: Path) -> None:
     points = Points.of(Study.read("toy"), [])
     assert verdict(points, note="no such thing") == ("not run", "no such thing")

@@ -98,6 +98,13 @@ def test_a_csv_record_of_several_lines_is_named_by_its_first(tmp_path: Path) -> 
             b'{"rows": []}',
             'a.json: the file holds no list of records; write [{...}, ...] or {"data"',
         ),
+        (
+            "a.jsonl",
+            b'{"a": ' + b"1" * 5000 + b"}\n",
+            "a.jsonl:1: JSON with a number of more digits than Python reads",
+        ),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl:1: JSON with too many brackets in brackets; mend the record"),
+        ("a.json", b"[" * 100_000, "a.json: JSON with too many brackets in brackets"),
         ("a.json", b"[]", "a.json: the file holds no records"),
         ("a.csv", b'text,label\n"open,1\n', "a.csv:2: broken CSV: unexpected end of data; mend the quotes"),
         ("a.csv", b"text,label\na,b,c\n", "a.csv:2: 3 fields, but the header has 2; quote or mend the row"),

@@ -129,6 +129,18 @@ def test_the_mixture_is_the_formula(backbones: dict[str, Backbone], family: str)
     ]
 
 
+def test_the_mixture_is_chosen_by_what_is_read(backbones: dict[str, Backbone]) -> None:
+    """Words that find no place beside the prompt weigh nothing, as in training."""
+    backbone = backbones["bert"]
+    attempt = Attempt.of(made(backbone), [made(backbone, seed) for seed in (1, 2)], inner=5)
+    tail, room = "red", backbone.geometry.max_length - len(backbone.ending)
+    fits = "a " * (
+        room - len(backbone.text_ids(tail))
+    )  # without the prompt's four rows all would find a place
+    one, other = attempt.prompts(backbone, [Example(fits + end, "good", WORDS, 0) for end in ("", tail)])
+    torch.testing.assert_close(soft_rows(one), soft_rows(other), rtol=0, atol=0)
+
+
 def test_attempt_trains_its_own_numbers_alone(tmp_path: Path, backbones: dict[str, Backbone]) -> None:
     backbone = backbones["bert"]
     attempt = Attempt.of(made(backbone), [made(backbone, 1), made(backbone, 2)], inner=4)

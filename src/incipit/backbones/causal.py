@@ -119,9 +119,9 @@ class CausalBackbone(PackedBackbone):
         if not injection.keys and not (self.shares and len(batch) > injection.count):
             return None, injection
         if bool(batch.input_mask.any(dim=1).all()):
-            return self.prefill(injection), None
+            return _some(self.prefill(injection)), None
         before, last = last_apart(injection)
-        return (self.prefill(before) if before is not None else None), last
+        return (_some(self.prefill(before)) if before is not None else None), last
 
     def joined(
         self, batch: Batch, injection: Injection | None
@@ -199,6 +199,10 @@ class CausalBackbone(PackedBackbone):
         inputs, live = self.gather(injection, every)
         live, inputs = compact(live, inputs)  # [K, P], live rows first, padding last
         earlier = self._aligned(injection).with_rows(every) if injection.keys else None
+        if not live.shape[1]:  # no row of any prompt exists
+            if earlier is None:
+                return replace(injection, inputs=inputs, live=live)
+            return replace(earlier, rows=injection.rows, inputs=None, live=None)
         seen, keys, values = (
             self._read(inputs, live, earlier) if self.streams else self._cached(inputs, live, earlier)
         )
@@ -335,6 +339,11 @@ class CausalBackbone(PackedBackbone):
         pairs = zip(keys.keys["decoder"], keys.values["decoder"], strict=True)
         shapes = tuple(LayerShape(k.shape[1], k.shape[3], v.shape[3]) for k, v in pairs)
         self.geometry = replace(self.geometry, sites={"decoder": shapes})
+
+
+def _some(keys: Injection) -> Injection | None:
+    """Keys and values that are before the rows; None where no position is."""
+    return keys if keys.length else None
 
 
 def _untargeted(batch: Batch) -> Batch:

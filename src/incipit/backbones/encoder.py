@@ -218,6 +218,8 @@ class EncoderBackbone(SiteBackbone):
             return attend.record(run, {s: self.modules[s] for s in sites})
 
 
-_OFFSET_POSITIONS = frozenset(
-    {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm"}
-)
+# 5.23: those whose positions begin behind their padding id
+_OFFSET_POSITIONS = frozenset({
+    "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
+    "xlm-roberta-xl", "xmod",
+})  # fmt: skip

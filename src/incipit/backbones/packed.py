@@ -182,7 +182,9 @@ class PackedBackbone(Backbone):
         self, states: Tensor, asked: Sequence[tuple[int, int, int, int]], ends: Candidates
     ) -> list[list[float]]:
         """Sums of log p(token | state) over the tokens that each candidate asks for; states [M, H]."""
-        slot, token = (torch.tensor([a[i] for a in asked], device=states.device) for i in (2, 3))
+        slot, token = (
+            torch.tensor([a[i] for a in asked], dtype=torch.int64, device=states.device) for i in (2, 3)
+        )
         found = torch.empty(len(asked), dtype=torch.float64)
         step = max(1, 2**26 // self.geometry.vocab)  # rows of logits that are held at once
         for start in range(0, len(states), step):

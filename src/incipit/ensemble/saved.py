@@ -43,7 +43,7 @@ class Saved(cards.Kept):
 
 
 def check_members(members: Sequence[Artifact]) -> None:
-    """ArtifactError unless all belong to one backbone and are different prompts with different names."""
+    """ArtifactError unless all belong to one backbone and are different prompts."""
     if len(members) < 2:
         raise ArtifactError(
             f"an ensemble of {len(members)} prompt is that prompt: give two or more artifacts of one backbone"
@@ -61,6 +61,18 @@ def check_members(members: Sequence[Artifact]) -> None:
         if digests.count(member.digest) > 1:
             same = " and ".join(m.place for m in members if m.digest == member.digest)
             raise ArtifactError(f"{same} hold the same prompt: give each once, and set weights instead")
+
+
+def check_names(members: Sequence[Artifact]) -> None:
+    """ArtifactError where two members have one name, by which what is made of each is told apart."""
+    names = [member.name for member in members]
+    for member in members:
+        if names.count(member.name) > 1:
+            same = " and ".join(m.place for m in members if m.name == member.name)
+            raise ArtifactError(
+                f"{same} are both named {member.name!r}, and what is made of each is known by its name: tune one of "
+                "them again under another name"
+            )
 
 
 def check_task(members: Sequence[Artifact], words: Sequence[str], template: str) -> None:

@@ -58,6 +58,8 @@ def learn(
             f'{recipe.name}: [ensemble] method = "sesom" or "fixed" is learned; write that table'
         )
     ensemble.check_members(members)
+    if e.adapt:
+        ensemble.check_names(members)
     task = recipe.load_task()
     shots = list(task.train)
     if not shots:

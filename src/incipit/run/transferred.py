@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from incipit import artifact, files, record
 from incipit.artifact import Artifact
 from incipit.backbones import Backbone
-from incipit.ensemble import check_members
+from incipit.ensemble import check_members, check_names
 from incipit.errors import ArtifactError, DataError, PromptError, RecipeError, StorageError
 from incipit.evaluation import Trial, evaluate_all
 from incipit.prompts import MultitaskPrompt, Prompt
@@ -110,6 +110,7 @@ def _check(members: Sequence[Artifact], table: TransferTable) -> None:
         )
     if len(members) > 1:
         check_members(members)
+        check_names(members)
 
 
 @dataclass
@@ -143,13 +144,13 @@ class _Job:
                 f'task {self.recipe.spec.name!r}: transfer.pick = "search" chooses on validation, which it lacks: name '
                 'task.validation, set task.split.validation=0.1, or pick by "similarity"'
             )
-        (own,) = self._tuned([self.recipe.varied({"name": f"{self.recipe.name}-own"})])
+        (own,) = self._tuned("own", [self.recipe.varied({"name": f"{self.recipe.name}-own"})])
         assert own.prompt is not None
         tables = [soft_rows(own.prompt), *(soft_rows(m.prompt(self.backbone)) for m in self.members)]
         alike = similarities(tables)[0, 1:].tolist()
         order = sorted(range(len(alike)), key=lambda k: -alike[k])
         chosen = order[: self.table.top or len(order)] if searched else order[:1]
-        tuned = self._tuned([self._from(self.members[k], len(tables[k + 1])) for k in chosen])
+        tuned = self._tuned("candidates", [self._from(self.members[k], len(tables[k + 1])) for k in chosen])
         metric = self.data.task(self.recipe).metrics[0]
         sign = 1 if METRICS[metric].higher_is_better else -1
         best = max(
@@ -166,9 +167,8 @@ class _Job:
         self._save(prompt, tuned[best].scores, {"chosen": self.members[chosen[best]].name})
         return Transferred(self.recipe.name, "spot", str(self.place), tuned[best].scores, rows)
 
-    def _tuned(self, recipes: Sequence[Recipe]) -> Any:
+    def _tuned(self, name: str, recipes: Sequence[Recipe]) -> Any:
         plain = [one.model_copy(update={"transfer": None}) for one in recipes]
-        name = "own" if recipes[0].name.endswith("-own") else "candidates"
         return tune(plain, self.folder / name, resume=self.resume, overwrite=self.overwrite, show=self.show,
                     backbone=self.backbone)  # fmt: skip
 

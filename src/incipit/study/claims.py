@@ -243,18 +243,20 @@ def _shifted(claim: Mapping[str, Any], points: Points) -> Judged:
         for name in row["scores"]
         if name.startswith("shift:")
     )
-    lefts: list[list[float]] = []
-    rights: list[list[float]] = []
+    lefts: dict[tuple[str, ...], list[list[float]]] = {}  # setting -> test -> one number a seed
+    rights: dict[tuple[str, ...], list[list[float]]] = {}
     won = 0
     for split in splits:
         left, right = _paired({**claim, "what": split}, points, claim.get("where", {}))
-        lefts, rights = lefts + list(left.values()), rights + list(right.values())
+        for side, found in ((lefts, left), (rights, right)):
+            for key, numbers in found.items():
+                side.setdefault(key, []).append(numbers)
         won += bool(left) and mean_of(left.values()) > mean_of(right.values())
     if not lefts:
         return NOTHING
     own = _difference(*(list(side.values()) for side in _paired(claim, points, claim.get("where", {}))))
     verdict, told = _signed(
-        *_difference(lefts, rights),
+        *_difference(_by_seed(lefts), _by_seed(rights)),
         len(lefts),
         f"{_named(claim['left'])} minus {_named(claim['right'])} elsewhere",
     )
@@ -265,6 +267,11 @@ def _shifted(claim: Mapping[str, Any], points: Points) -> Judged:
     if margin is not None and abs(own[0]) > margin + 2 * own[1]:
         return UNSEEN, f"{evidence}: not matched there (margin {100 * margin:.1f})"
     return verdict, evidence
+
+
+def _by_seed(tests: Mapping[Any, Sequence[Sequence[float]]]) -> list[list[float]]:
+    """Each seed's mean over the tests of a setting: they are scores of one prompt, so they do not err apart."""
+    return [[statistics.fmean(seed) for seed in zip(*each, strict=False)] for each in tests.values()]
 
 
 def _ratio(claim: Mapping[str, Any], points: Points) -> Judged:

@@ -190,6 +190,15 @@ def _object(value: Any, place: str, problems: Problems) -> Iterator[Record]:
         problems.add(place, f'the record is {type_name(value)}, not an object; write {{"field": value}}')
 
 
+def _unreadable(error: Exception) -> str:
+    what = (
+        "a number of more digits than Python reads"
+        if isinstance(error, ValueError)
+        else "too many brackets in brackets"
+    )
+    return f"JSON with {what}; mend the record, or leave it out"
+
+
 def _jsonl(stream: BinaryIO, shown: str, problems: Problems) -> Iterator[Record]:
     for number, line in _text_lines(stream, shown, problems):
         if line.strip():  # a blank line holds no record
@@ -198,6 +207,9 @@ def _jsonl(stream: BinaryIO, shown: str, problems: Problems) -> Iterator[Record]
                 value = json.loads(line)
             except json.JSONDecodeError as error:
                 problems.add(place, f"broken JSON at column {error.colno}: {error.msg}; mend the line")
+                continue
+            except (RecursionError, ValueError) as error:
+                problems.add(place, _unreadable(error))
                 continue
             yield from _object(value, place, problems)
 
@@ -216,6 +228,9 @@ def _json(stream: BinaryIO, shown: str, problems: Problems) -> Iterator[Record]:
         problems.add(
             place, f"broken JSON at column {error.colno}: {error.msg}; mend it, or name the file .jsonl"
         )
+        return
+    except (RecursionError, ValueError) as error:
+        problems.add(shown, _unreadable(error))
         return
     rows = value.get("data") if isinstance(value, dict) else value
     if not isinstance(rows, list):

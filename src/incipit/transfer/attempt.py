@@ -118,7 +118,8 @@ class Attempt(nn.Module):
         """A fixed prompt for each example, as any other prompt."""
         found = []
         with torch.no_grad():
-            for rows in self.rows(_pooled(backbone, examples).to(self.norm.weight.device)):
+            pooled = _pooled(backbone, examples, self.length)
+            for rows in self.rows(pooled.to(self.norm.weight.device)):
                 one = copy.deepcopy(self.target)
                 self._soft(one).set_rows(rows)
                 found.append(one.eval())
@@ -142,10 +143,10 @@ class Attempt(nn.Module):
         return found
 
 
-def _pooled(backbone: Backbone, examples: Sequence[Example]) -> Tensor:
-    return torch.stack(
-        [backbone.embed(question(backbone, e).input_ids).float().amax(dim=0) for e in examples]
-    )
+def _pooled(backbone: Backbone, examples: Sequence[Example], room: int) -> Tensor:
+    """max x of each input [B, H], cut as the model will read it beside a prompt of `room` rows."""
+    asked = [question(backbone, e, room=room) for e in examples]
+    return torch.stack([backbone.embed(one.input_ids).float().amax(dim=0) for one in asked])
 
 
 def fit_attempt(
