@@ -32,10 +32,11 @@ def nearest_class_mean(
     few = Task(replace(task.spec, shots=shots, shots_seed=seed), task.base).train
     vectors = _vectors(backbone, prompt, few)  # [M, H]
     choice = torch.tensor([e.choice for e in few], device=vectors.device)
-    means = torch.stack([vectors[choice == c].mean(dim=0) for c in range(len(task.labels))])  # [C, H]
+    there = sorted(set(choice.tolist()))  # a class that no example shows is never chosen
+    means = torch.stack([vectors[choice == c].mean(dim=0) for c in there])  # [C, H]
     queries = task.examples(split)
     scores = _vectors(backbone, prompt, queries) @ nn.functional.normalize(means, dim=-1).T  # [B, C]
-    words = [task.labels[i] for i in scores.argmax(dim=1).tolist()]
+    words = [task.labels[there[i]] for i in scores.argmax(dim=1).tolist()]
     found = compute(task.metrics, words, queries)
     found.pop("legal_rate", None)
     return found

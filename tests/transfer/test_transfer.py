@@ -1,6 +1,7 @@
 """Similarity, mixtures, shared parts, recycling and the pull, each against numbers that can be counted."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 
 from incipit import artifact
 from incipit.assemble import PromptChoice, make_prompt
-from incipit.backbones import Backbone, tiny, wrap
+from incipit.backbones import Backbone, GenerateOptions, tiny, wrap
 from incipit.batch import collate
 from incipit.decode import predict, stacked
 from incipit.encode import encode, question
@@ -237,6 +238,21 @@ def test_tasks_are_trained_around_one_part(tmp_path: Path, backbones: dict[str, 
         fit_shared(backbone, [tasks[0], Shared("c", alone, other)], settings, tmp_path / "c")
     with pytest.raises(DataError, match="names of their own"):
         fit_shared(backbone, [tasks[0], tasks[0]], settings, tmp_path / "d")
+    with pytest.raises(DataError, match="'a' is scored by perplexity"):
+        unread = [replace(tasks[0], metric="perplexity"), tasks[1]]
+        fit_shared(backbone, unread, settings, tmp_path / "e")
+
+
+def test_a_step_is_chosen_by_answers_made_as_asked(tmp_path: Path, backbones: dict[str, Backbone]) -> None:
+    """Ranked, an answer is always one of the two words; written, a model that knows nothing never hits them."""
+    backbone = backbones["t5"]
+    scores = {}
+    for mode in ("rank", "generate"):
+        prompt = MultitaskPrompt(backbone.geometry, "low_rank", 4, 1)
+        task = Shared("a", prompt, EXAMPLES, EXAMPLES * 4, "accuracy", mode, GenerateOptions(2), 3)
+        settings = FitSettings(steps=1, batch=4, show=False, eval_every=1, optim=OptimSettings(lr=0.0001))
+        scores[mode] = fit_shared(backbone, [task], settings, tmp_path / mode).scores["a"]
+    assert scores["rank"] > 0 == scores["generate"]
 
 
 # -- another backbone ----------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from incipit.prompts.masked import rewrapped
 from incipit.recipe import Recipe, TransferTable
 from incipit.run.bundle import fit_settings, tune
 from incipit.run.members import Data, Member, make_member
-from incipit.run.parts import decode_options, load_backbone, text_form
+from incipit.run.parts import decode_options, drawn, load_backbone, text_form
 from incipit.tasks.metrics import METRICS, compute
 from incipit.transfer import (
     Attempt,
@@ -232,13 +232,16 @@ class _Job:
         assert member.prompt is not None
         prompt = rewrapped(member.prompt, lambda _: copy.deepcopy(start))  # type: ignore[arg-type, return-value]
         prompt = prompt.to(self.backbone.device)
-        only = Shared(member.name, prompt, member.task.train, member.task.validation, member.task.metrics[0])
+        way, task = decode_options(self.recipe), member.task
+        dev = drawn(task.validation, self.recipe.train.eval_limit)
+        only = Shared(
+            member.name, prompt, task.train, dev, task.metrics[0], way.mode, way.generate, way.batch
+        )
         settings = replace(
             fit_settings([replace(member, prompt=prompt)], self.backbone, self.show), best="max"
         )
         fit_shared(self.backbone, [only], settings, self._run("run"), seed=member.seed, resume=self.resume)
         splits = [s for s in ("validation", "test") if len(member.task.examples(s))]
-        way = decode_options(self.recipe)
         trials = [Trial(prompt, member.task.examples(s), member.task.metrics, way) for s in splits]
         scores = {s: one.scores for s, one in zip(splits, evaluate_all(self.backbone, trials), strict=True)}
         self._save(prompt, scores, {})

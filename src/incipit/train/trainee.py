@@ -73,7 +73,8 @@ class Trainee:
 
 @dataclass
 class Outcome:
-    """How a trainee fared: the step and scores that its module now holds, and every evaluation."""
+    """How a trainee fared: its best step and the scores there (its module holds that step, or the last one without
+    `keep_best`), and every evaluation."""
 
     name: str
     steps: int  # steps it was trained, fewer than asked when it stopped early

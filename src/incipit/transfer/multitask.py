@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from incipit import files
-from incipit.backbones import Backbone
+from incipit.backbones import Backbone, GenerateOptions
 from incipit.batch import Batch, Encoded, collate
 from incipit.decode import predict, stacked
 from incipit.encode import encode
@@ -39,13 +39,17 @@ class Row(Encoded):
 
 @dataclass(frozen=True)
 class Shared:
-    """One task of the mixture. prompt: built around the same shared part as the others'. dev: chooses the step."""
+    """One task of the mixture. prompt: built around the same shared part as the others'. dev: chooses the step, by
+    `metric` of answers that are made as `mode`, `options` and `batch` say (see `predict`)."""
 
     name: str
     prompt: Prompt
     train: Sequence[Example]
     dev: Sequence[Example] = ()
     metric: str = "accuracy"
+    mode: str = "auto"
+    options: GenerateOptions | None = None
+    batch: int = 64
 
 
 class Mixed:
@@ -114,6 +118,10 @@ def fit_shared(
         raise DataError(
             "the tasks of a mixture need names of their own: give at least one, and each its name"
         )
+    if unread := [t.name for t in tasks if len(t.dev) and t.metric == "perplexity"]:
+        raise DataError(
+            f"task {unread[0]!r} is scored by perplexity, and a step is chosen by answers: give a metric of text"
+        )
     owners = [id(p) for prompt in prompts for p in prompt.parameters()]
     if len(tasks) > 1 and len(set(owners)) == len(owners):
         raise PromptError(
@@ -150,7 +158,9 @@ def fit_shared(
         scores = {}
         for task in tasks:
             if len(task.dev):
-                said = predict(backbone, [task.prompt], task.dev)
+                said = predict(
+                    backbone, [task.prompt], task.dev, mode=task.mode, options=task.options, batch=task.batch
+                )
                 found = compute([task.metric], [p.text for p in said], task.dev)[task.metric]
                 scores[task.name] = found if METRICS[task.metric].higher_is_better else -found
         if not scores:
