@@ -77,6 +77,44 @@ def _rate(rows: int, inner: int, columns: int, settings: Mapping[str, Any]) -> f
     return 2.0 * rows * inner * columns / min(_seconds(layer, left, least) for layer in layers)
 
 
+def products(settings: Mapping[str, Any], shape: Mapping[str, Any], tokens: int) -> float:
+    """Seconds of a step's products with the weights of all layers, one after another and with nothing between them:
+    forward and, where a step has four passes, backward to the input. The median of some runs."""
+    hidden, ffn = shape["hidden"], shape["ffn"]
+    kv = hidden // shape["heads"] * shape.get("kv_heads", shape["heads"])
+    sizes = [
+        (hidden, hidden),
+        (hidden, kv),
+        (hidden, kv),
+        (hidden, hidden),
+        (hidden, ffn),
+        (hidden, ffn),
+        (ffn, hidden),
+    ]
+    where: Any = {"device": torch.device(settings["device"]), "dtype": DTYPES[settings["dtype"]]}
+    model = torch.nn.ModuleList(
+        torch.nn.Linear(inner, columns, bias=False, **where).requires_grad_(False)
+        for inner, columns in sizes * shape["layers"]
+    )
+    reordered.attach(model)
+    learns = settings.get("passes", 4) == 4
+    inputs = {size: torch.ones(tokens, size, requires_grad=learns, **where) for size in (hidden, ffn)}
+    outputs = {size: torch.ones(tokens, size, **where) for size in (hidden, kv, ffn)}
+
+    def step() -> float:
+        start = time.perf_counter()
+        for layer in model:
+            x = inputs[layer.in_features]
+            y = layer(x)
+            if learns:
+                torch.autograd.grad(y, x, outputs[layer.out_features])
+        synchronise(where["device"])
+        return time.perf_counter() - start
+
+    step()  # puts the weights in order
+    return median(step() for _ in range(5))
+
+
 @torch.no_grad()
 def _seconds(layer: torch.nn.Linear, left: torch.Tensor, least: float) -> float:
     """The median of some runs, that take `least` seconds together."""

@@ -47,6 +47,7 @@ turn.
   function than PEFT's: it is held to its own plain form, the concatenation under a mask.
 - **Floor** is the least time that the matrix products can take: 4 x parameters outside embedding and output layer x
   tokens (each prompt once, each text token once), at the fastest rate of a matrix product measured in the same run.
+  *Products alone* are those of the layers at their own sizes, one after another and with nothing between them, over that.
 - **PEFT's settings** are those that make it fastest: right-padded batches, no gradient checkpointing, the faster of the
   attentions sdpa and eager (timed before), `no_grad` and `inference_mode` where nothing is learned, its own `generate`
   with cache. Its dropout is off, so that results can be compared.
@@ -107,6 +108,7 @@ def _row(name: str, title: str, target: Mapping[str, float], record: Mapping[str
     memory = f"{record['memory_ratio']:.2f}" if "memory_ratio" in record else ""
     memory += f" (at most {target['memory_ratio']:.2f})" if "memory_ratio" in target else ""
     floor = f"{record['floor_ratio']:.2f}" if "floor_ratio" in record else ""
+    floor += f", products alone {record['products_ratio']:.2f}" if "products_ratio" in record else ""
     floor += f" (at most {target['floor_ratio']:.2f})" if "floor_ratio" in target else ""
     floor += f", {record['mfu']:.0%} of the rate" if "cuda" in name and "mfu" in record else ""
     equal = ", ".join(f"{k} {v:.0e}" for k, v in record["difference"].items())

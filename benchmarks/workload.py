@@ -214,10 +214,18 @@ def _floor(variant: Variant, ours: float, peer: float) -> dict[str, Any]:
     tokens = variant.tokens(settings)
     rate = machine.product_rate(settings, SHAPES[settings["shape"]], tokens)
     floor = settings.get("passes", 4) * weights * tokens / rate
+    products = machine.products(settings, SHAPES[settings["shape"]], tokens)
     return {
-        "floor": {"seconds": floor, "tokens": tokens, "parameters": weights, "product_rate": rate},
+        "floor": {
+            "seconds": floor,
+            "tokens": tokens,
+            "parameters": weights,
+            "product_rate": rate,
+            "products": products,
+        },
         "floor_ratio": ours / floor,
         "peer_floor_ratio": peer / floor,
+        "products_ratio": products / floor,
         "mfu": floor / ours,
     }
 
@@ -235,6 +243,6 @@ def said(found: Mapping[str, Any]) -> str:
             f"memory {found['memory_ratio']:.2f} of PEFT's {found['memory']['peft'] / 2**20:.0f} MiB"
         )
     if "floor_ratio" in found:
-        parts.append(f"{found['floor_ratio']:.2f} times the floor")
+        parts.append(f"{found['floor_ratio']:.2f} times the floor (products {found['products_ratio']:.2f})")
     parts += [f"{name} apart {value:.1e}" for name, value in found["difference"].items()]
     return ", ".join(parts)
