@@ -47,7 +47,7 @@ turn.
   function than PEFT's: it is held to its own plain form, the concatenation under a mask.
 - **Floor** is the least time that the matrix products can take: 4 x parameters outside embedding and output layer x
   tokens (each prompt once, each text token once), at the fastest rate of a matrix product measured in the same run.
-  *Products alone* are those of the layers at their own sizes, one after another and with nothing between them, over that.
+  *Products alone* are those of the layers at their own sizes, one after another, with nothing between them, over that.
 - **PEFT's settings** are those that make it fastest: right-padded batches, no gradient checkpointing, the faster of the
   attentions sdpa and eager (timed before), `no_grad` and `inference_mode` where nothing is learned, its own `generate`
   with cache. Its dropout is off, so that results can be compared.
