@@ -17,7 +17,7 @@ COLOURS = ("#cc3311", "#4477aa", "#228833", "#aa7733", "#aa3377", "#555555", "#6
 def lines(series: Series, places: Sequence[str], x: str, y: str, title: str, joined: bool = True) -> str:
     """One line a series over named places, with bars of one deviation and a dot a seed; text of an <svg> element.
 
-    joined: whether the places have an order; else no line joins them, and series stand side by side.
+    joined: whether the places have an order; else no line joins them, and series that share a place stand side by side.
     """
     try:
         import matplotlib
@@ -26,8 +26,10 @@ def lines(series: Series, places: Sequence[str], x: str, y: str, title: str, joi
         raise RecipeError("the report needs matplotlib: pip install matplotlib") from error
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.add_subplot()
+    used = [place for points in series.values() for place, _ in points]
+    apart = 0.0 if joined or len(used) == len(set(used)) else min(0.12, 0.7 / len(series))
     for n, (label, points) in enumerate(series.items()):
-        aside = 0.0 if joined else 0.12 * (n - (len(series) - 1) / 2)
+        aside = apart * (n - (len(series) - 1) / 2)
         at = [places.index(place) + aside for place, _ in points]
         means = [100 * statistics.fmean(numbers) for _, numbers in points]
         wide = [100 * statistics.stdev(numbers) if len(numbers) > 1 else 0.0 for _, numbers in points]
