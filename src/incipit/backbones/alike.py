@@ -50,9 +50,7 @@ def share(attention: nn.Module) -> None:
     attention.register_forward_pre_hook(_begun, with_kwargs=True)
     attention.register_forward_hook(_done, always_call=True)
     for layer in internals.projections(attention):
-        layer.register_forward_pre_hook(
-            _fewer, prepend=True
-        )  # before the weight's order is chosen (reordered.py)
+        layer.register_forward_pre_hook(_fewer, prepend=True)  # before what reordered.py hands on
         layer.register_forward_hook(_again)
 
 

@@ -12,7 +12,7 @@ from incipit.serve.asks import Ask
 class Ready:
     """Versions in the order of their last use; the executor drops the longest unused first, as this does.
 
-    An estimate, which nothing but the order and size of steps depends on.
+    An estimate: the size of steps depends on it and what is promised, never what is answered.
     """
 
     def __init__(self, shares: bool) -> None:
