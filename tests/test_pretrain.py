@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import incipit.pretrain.run
+import incipit.tasks.raw
 from incipit import files
 from incipit.backbones.starting import attention_by_distance, lend_blocks
 from incipit.batch import Encoded, collate
@@ -154,6 +155,23 @@ def test_an_interrupted_run_goes_on_exactly(
     )
     assert one.keys() == two.keys()
     assert all(torch.equal(one[k], two[k]) for k in one if not k.startswith("rng"))
+
+
+def test_runs_over_one_corpus_share_its_tokens(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, shared = small(corpus, "causal"), tmp_path / "tokens"
+    pretrain(first, tmp_path / "first", tokens=shared)
+    made = {path: files.content(path) for path in shared.iterdir()}
+    assert len(made) == 4 and not list((tmp_path / "first").glob("*.npy"))  # two texts, each with its card
+    with monkeypatch.context() as patch:
+        patch.setattr(incipit.tasks.raw, "_ids", None)  # nothing is read a second time
+        pretrain(replace(first, name="wider", hidden=32), tmp_path / "second", tokens=shared)
+    pretrain(
+        replace(first, vocabulary=290), tmp_path / "third", tokens=shared
+    )  # other words: tokens of its own
+    assert len(list(shared.iterdir())) == 8
+    assert all(files.content(path) == before for path, before in made.items())
 
 
 def test_a_run_goes_on_from_the_weights_and_words_of_another(corpus: Path, tmp_path: Path) -> None:

@@ -26,9 +26,17 @@ if TYPE_CHECKING:
 
 
 def pretrain(
-    settings: PretrainSettings, folder: files.PathLike, *, resume: bool = False, allow: Sequence[str] = ()
+    settings: PretrainSettings,
+    folder: files.PathLike,
+    *,
+    resume: bool = False,
+    allow: Sequence[str] = (),
+    tokens: files.PathLike | None = None,
 ) -> Path:
-    """Run, or go on with, one pre-training; returns the exported model folder."""
+    """Run, or go on with, one pre-training; returns the exported model folder.
+
+    tokens: a folder where several runs over one corpus keep its tokens once; without it each run keeps its own.
+    """
     from transformers import AutoTokenizer
 
     folder = Path(folder)
@@ -46,11 +54,10 @@ def pretrain(
         vocabulary.save_tokenizer(made, folder / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
 
-    def tokens(paths: Sequence[str], name: str) -> raw.Ids:
-        where, text = settings.where, settings.text_field
-        return raw.tokenise(raw.expand(paths), tokenizer, folder / name, field=text, where=where)
-
-    ids, held = tokens(settings.corpus, "train"), tokens(settings.validation, "validation")
+    ids, held = (
+        _tokens(paths, name, settings, tokenizer, folder, tokens)
+        for name, paths in (("train", settings.corpus), ("validation", settings.validation))
+    )
     model = build(settings, tokenizer)
     if origin is not None:
         start_from(origin, model)
@@ -92,6 +99,23 @@ def pretrain(
     if not files.exists(folder / "export" / "config.json"):
         export(model, tokenizer, settings, folder, settings.fit.steps, len(ids))
     return folder / "export"
+
+
+def _tokens(
+    paths: Sequence[str],
+    name: str,
+    settings: PretrainSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    shared: files.PathLike | None,
+) -> raw.Ids:
+    """Ids [N] of a corpus; in the shared folder under a name of its own for each text, filter and tokenizer."""
+    where, text, found = settings.where, settings.text_field, raw.expand(paths)
+    cache = folder / name
+    if shared is not None:
+        origin = [found, text, dict(where), tokenizer.backend_tokenizer.to_str()]
+        cache = Path(shared) / f"{name}-{files.sha256_json(origin)[:12]}"
+    return raw.tokenise(found, tokenizer, cache, field=text, where=where)
 
 
 def _units(settings: PretrainSettings, names: Sequence[str]) -> dict[str, float]:

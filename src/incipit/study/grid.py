@@ -282,7 +282,7 @@ class _Bench:
             if not files.exists(place / MADE):
                 self.say(f"{label}: pre-training by {table['pretrain']}")
                 settings = self._settings(str(table["pretrain"]), start)
-                exported = pretrain(settings, place, resume=True)
+                exported = pretrain(settings, place, resume=True, tokens=place.parent / "tokens")
                 files.write_json(place / MADE, {"recipe": table["pretrain"], "export": str(exported.name)})
             self._places[label] = str(place / "export")
         return self._places[label]
