@@ -77,37 +77,35 @@ def _rate(rows: int, inner: int, columns: int, settings: Mapping[str, Any]) -> f
     return 2.0 * rows * inner * columns / min(_seconds(layer, left, least) for layer in layers)
 
 
-def products(settings: Mapping[str, Any], shape: Mapping[str, Any], tokens: int) -> float:
+def products(settings: Mapping[str, Any], shape: Mapping[str, Any], tokens: int, asked: int = 0) -> float:
     """Seconds of a step's products with the weights of all layers, one after another and with nothing between them:
-    forward and, where a step has four passes, backward to the input. The median of some runs."""
+    forward and, where a step has four operations a weight, backward to the input. The median of some runs.
+
+    asked: rows whose output alone is wanted, where that is counted: they alone go through the last layer past its keys
+    and values, and through the output layer."""
     hidden, ffn = shape["hidden"], shape["ffn"]
     kv = hidden // shape["heads"] * shape.get("kv_heads", shape["heads"])
-    sizes = [
-        (hidden, hidden),
-        (hidden, kv),
-        (hidden, kv),
-        (hidden, hidden),
-        (hidden, ffn),
-        (hidden, ffn),
-        (ffn, hidden),
-    ]
+    keys = [(hidden, kv)] * 2
+    others = [(hidden, hidden)] * 2 + [(hidden, ffn)] * 2 + [(ffn, hidden)]
+    sizes = [(*size, tokens) for size in (keys + others) * (shape["layers"] - 1) + keys]
+    sizes += [(*size, asked or tokens) for size in others]
+    sizes += [(hidden, shape["vocab"], asked)] if asked else []
     where: Any = {"device": torch.device(settings["device"]), "dtype": DTYPES[settings["dtype"]]}
     model = torch.nn.ModuleList(
         torch.nn.Linear(inner, columns, bias=False, **where).requires_grad_(False)
-        for inner, columns in sizes * shape["layers"]
+        for inner, columns, _ in sizes
     )
     reordered.attach(model)
     learns = settings.get("passes", 4) == 4
-    inputs = {size: torch.ones(tokens, size, requires_grad=learns, **where) for size in (hidden, ffn)}
-    outputs = {size: torch.ones(tokens, size, **where) for size in (hidden, kv, ffn)}
+    inputs = {(n, i): torch.ones(n, i, requires_grad=learns, **where) for i, _, n in sizes}
+    outputs = {(n, o): torch.ones(n, o, **where) for _, o, n in sizes}
 
     def step() -> float:
         start = time.perf_counter()
-        for layer in model:
-            x = inputs[layer.in_features]
-            y = layer(x)
+        for layer, (inner, columns, rows) in zip(model, sizes, strict=True):
+            y = layer(inputs[rows, inner])
             if learns:
-                torch.autograd.grad(y, x, outputs[layer.out_features])
+                torch.autograd.grad(y, inputs[rows, inner], outputs[rows, columns])
         synchronise(where["device"])
         return time.perf_counter() - start
 

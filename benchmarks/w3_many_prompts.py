@@ -40,9 +40,14 @@ def variants(plan: Plan) -> list[Variant]:
             if plan.toy:
                 settings |= {"lengths": [2, 3, 4, 5, 6, 7, 8, 9], "batch": 8, "mean": 6}
             training = more["job"] == "train"
+            if not training:
+                settings["passes"] = 2  # forward alone
+            asked = {"train": 0, "score": 1, "ensemble": len(settings["lengths"])}[more["job"]] * settings[
+                "batch"
+            ]
             found.append(
                 Variant("w3", f"cuda-{size}-{name}" if size else name, f"{size}, {title}" if size else title,
-                        settings, {} if size else target, tokens=floor_tokens if training else None)
+                        settings, {} if size else target, tokens=floor_tokens, asked=asked)
             )  # fmt: skip
     return found
 
@@ -59,8 +64,9 @@ def encoded(settings: Mapping[str, Any]) -> list[tuple[int, Encoded]]:
 
 
 def floor_tokens(settings: Mapping[str, Any]) -> int:
-    """All prompts once and all text tokens once."""
-    return int(sum(settings["lengths"])) + rows.tokens([e for _, e in encoded(settings)])
+    """All text tokens once, and all prompts once where they are not kept from before."""
+    prompts = int(sum(settings["lengths"])) if settings["job"] == "train" or settings.get("anew") else 0
+    return prompts + rows.tokens([e for _, e in encoded(settings)])
 
 
 class Reading:

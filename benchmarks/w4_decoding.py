@@ -22,7 +22,7 @@ from benchmarks.workload import Plan, Variant
 from incipit.backbones import GenerateOptions
 from incipit.batch import Encoded, collate
 
-BASE: dict[str, Any] = {"dtype": "float32", "batch": 64, "text": 8, "new": 12}
+BASE: dict[str, Any] = {"dtype": "float32", "batch": 64, "text": 8, "new": 12, "passes": 2}
 TARGETS = {1000: {"ratio": 10.0, "memory_ratio": 0.45}, 200: {"ratio": 3.3}}
 
 
@@ -40,9 +40,14 @@ def variants(plan: Plan) -> list[Variant]:
             name, title = f"{length}-rows", f"B = 64, P = {length}"
             found.append(
                 Variant("w4", f"cuda-{size}-{name}" if size else name, f"{size}, {title}" if size else title,
-                        settings, {} if size else target)
+                        settings, {} if size else target, tokens=step_tokens, asked=settings["batch"])
             )  # fmt: skip
     return found
+
+
+def step_tokens(settings: Mapping[str, Any]) -> int:
+    """Tokens that a step reads: one of every row."""
+    return int(settings["batch"])
 
 
 def asked(settings: Mapping[str, Any]) -> list[Encoded]:

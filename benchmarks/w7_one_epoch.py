@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -66,16 +66,14 @@ def peer_command(data: str, backbone: str, steps: int, length: int, folder: str)
     """PEFT's side: load, encode, train, score dev and test, save."""
     import torch
     from peft import PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, get_linear_schedule_with_warmup
+    from transformers import AutoModelForSeq2SeqLM, get_linear_schedule_with_warmup
 
     from benchmarks import peer
-    from incipit.train import ExampleStream
 
     recipe = sst2.recipe(data, backbone, {"prompt": {"length": length}, "train": {"steps": steps}})
     task, place = recipe.load_task(), located(backbone)
     base = AutoModelForSeq2SeqLM.from_pretrained(place, dtype=torch.float32, attn_implementation=ATTENTION)
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    end = (tokenizer.eos_token_id,)
+    tokenizer, ready = encoding(place)
     torch.manual_seed(0)
     choice = PromptTuningConfig(
         task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=length, num_transformer_submodules=1,
@@ -86,16 +84,8 @@ def peer_command(data: str, backbone: str, steps: int, length: int, folder: str)
     model.eval()  # no dropout, as on our side
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
     schedule = get_linear_schedule_with_warmup(optimiser, 0, steps)
-
-    def ids(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def ready(example: Any) -> Encoded:
-        return Encoded(ids(example.input) + end, ids(example.target) + end)
-
-    stream = ExampleStream(task.train, ready, seed=0)
-    for _ in range(steps):
-        model(**peer.tensors(stream.next(BATCH), True, torch.device("cpu"))).loss.backward()
+    for rows in batches(task, ready, steps):
+        model(**peer.tensors(rows, True, torch.device("cpu"))).loss.backward()
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
@@ -105,6 +95,39 @@ def peer_command(data: str, backbone: str, steps: int, length: int, folder: str)
             scores |= _peer_scores(model, tokenizer, ready, name, list(examples))
     model.save_pretrained(folder)
     files.write_json(Path(folder) / "scores.json", scores)
+
+
+def encoding(place: str) -> tuple[Any, Callable[[Any], Encoded]]:
+    """The tokenizer, and what makes a row of an example."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    end = (tokenizer.eos_token_id,)
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return tokenizer, lambda example: Encoded(ids(example.input) + end, ids(example.target) + end)
+
+
+def batches(task: Any, ready: Callable[[Any], Encoded], steps: int) -> Iterator[list[Encoded]]:
+    """The rows of every step, the same on both sides."""
+    from incipit.train import ExampleStream
+
+    stream = ExampleStream(task.train, ready, seed=0)
+    for _ in range(steps):
+        yield stream.next(BATCH)
+
+
+def encoder_slots(data: str, backbone: str, steps: int, length: int) -> dict[str, float]:
+    """Positions that the encoder reads in a step, prompt and input: without padding, and padded as PEFT's side is."""
+    recipe = sst2.recipe(data, backbone, {"prompt": {"length": length}, "train": {"steps": steps}})
+    _, ready = encoding(located(backbone))
+    packed = padded = 0
+    for rows in batches(recipe.load_task(), ready, steps):
+        lengths = [length + len(row.input_ids) for row in rows]
+        packed, padded = packed + sum(lengths), padded + len(rows) * max(lengths)
+    return {"packed": packed / steps, "padded": padded / steps}
 
 
 def _peer_scores(
@@ -159,8 +182,10 @@ def run(
             for way in ("joint", "isolated"):
                 samples[way].append(ours(data, backbone, way, steps, length, folder))
             samples["peft"].append(theirs(data, backbone, steps, length, folder))
+        slots = encoder_slots(data, backbone, steps, length)
         for way in ("joint", "isolated"):
             found = _record(way, samples, steps, fraction, length) | {"toy": plan.toy} | origin
+            found["encoder_slots"] = slots
             files.write_json(Path(out) / f"w7-{way}.json", found)
             print(workload.said(found), flush=True)
 

@@ -35,7 +35,9 @@ class Variant:
     """One line of the table.
 
     target: ratio (at least), memory_ratio and floor_ratio (at most). exact: whether ours computes PEFT's function.
-    tokens: tokens that the arithmetic floor counts, None where no floor is drawn.
+    tokens: tokens that the arithmetic floor counts, None where no floor is drawn. asked: rows of a step that reach the
+    output layer, where the floor counts it; settings["passes"] is the operations for each weight and token (4: forward
+    and backward to the input).
     """
 
     workload: str
@@ -46,6 +48,7 @@ class Variant:
     exact: bool = True
     memory: bool = True
     tokens: Callable[[Mapping[str, Any]], int] | None = None
+    asked: int = 0
 
     @property
     def key(self) -> str:
@@ -208,13 +211,14 @@ def _floor(variant: Variant, ours: float, peer: float) -> dict[str, Any]:
     from benchmarks.models import make, matrix_parameters
 
     assert variant.tokens is not None
-    settings = variant.settings
+    settings, shape = variant.settings, SHAPES[variant.settings["shape"]]
     with torch.device("meta"):
         weights = matrix_parameters(make({**settings, "device": "meta"})[0])
     tokens = variant.tokens(settings)
-    rate = machine.product_rate(settings, SHAPES[settings["shape"]], tokens)
-    floor = settings.get("passes", 4) * weights * tokens / rate
-    products = machine.products(settings, SHAPES[settings["shape"]], tokens)
+    rate = machine.product_rate(settings, shape, tokens)
+    count = weights * tokens + variant.asked * shape["hidden"] * shape["vocab"]
+    floor = settings.get("passes", 4) * count / rate
+    products = machine.products(settings, shape, tokens, variant.asked)
     return {
         "floor": {
             "seconds": floor,
