@@ -25,10 +25,11 @@ class _TokenLoss(torch.autograd.Function):
         """states [N, H], weight [V, H], targets [N] -> nll [N] float32."""
         head = weight.to(states.dtype)
         share = torch.softmax(states @ head.T, dim=-1)  # [N, V]
-        picked = share.gather(1, targets[:, None]).float().squeeze(1)  # [N]
-        share.scatter_add_(1, targets[:, None], torch.full_like(picked, -1.0, dtype=share.dtype)[:, None])
+        own = torch.arange(len(targets), device=targets.device)
+        picked = share[own, targets]  # [N]
+        share[own, targets] = picked - 1  # in place: scatter_add_ copies all of it
         ctx.save_for_backward(states, head, share)
-        return -picked.clamp_min(1e-38).log()
+        return -picked.float().clamp_min(1e-38).log()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
