@@ -46,7 +46,8 @@ turn.
   random model has near-ties. A workload that is not equal leaves no record. *Isolated* is another
   function than PEFT's: it is held to its own plain form, the concatenation under a mask.
 - **Floor** is the least time that the matrix products can take: 4 x parameters outside embedding and output layer x
-  tokens (each prompt once, each text token once), at the fastest rate of a matrix product measured in the same run.
+  tokens (each prompt once, each text token once), at the fastest rate of a matrix product measured in the same run;
+  where nothing is learned 2 x parameters, and the output layer for the rows whose word is asked for.
   *Products alone* are those of the layers at their own sizes, one after another, with nothing between them, over that.
 - **PEFT's settings** are those that make it fastest: right-padded batches, no gradient checkpointing, the faster of the
   attentions sdpa and eager (timed before), `no_grad` and `inference_mode` where nothing is learned, its own `generate`
@@ -112,7 +113,8 @@ def _row(name: str, title: str, target: Mapping[str, float], record: Mapping[str
     floor += f" (at most {target['floor_ratio']:.2f})" if "floor_ratio" in target else ""
     floor += f", {record['mfu']:.0%} of the rate" if "cuda" in name and "mfu" in record else ""
     equal = ", ".join(f"{k} {v:.0e}" for k, v in record["difference"].items())
-    ratio = f"{record['ratio']:.1f}x" if record["ratio"] is not None else "not reached"
+    times = record["ratio"]
+    ratio = "not reached" if times is None else f"{times:.2f}x" if times < 2 else f"{times:.1f}x"
     goal = f"{target['ratio']:g}x" if "ratio" in target else ""
     cells = [
         f"`{name}` {record['title']}",
