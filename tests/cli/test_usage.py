@@ -86,6 +86,31 @@ def test_a_long_text_in_place_of_a_file_is_no_crash(call: Call, tmp_path: Path) 
     assert done.code == 2 and "give the inputs once: --text TEXT, a FILE" in " ".join(done.err.split())
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("tune reviews.toml --json .", "'.' is a folder: name a file"),
+        ("tune reviews.toml --json note.txt/a.json", "writing 'note.txt/a.json' failed: Not a directory"),
+        ("tune reviews.toml --folder note.txt", "'note.txt' is a file: name a folder"),
+        ("tune reviews.toml --folder s3://bucket/a", "is an address: name a folder of this machine"),
+        (
+            "tune review.toml",
+            "reading 'review.toml' failed: No such file or directory; did you mean 'reviews.toml'?",
+        ),
+        ("tune else.md", "reading 'else.md' failed: No such file or directory; check the path and the disk"),
+    ],
+)
+def test_places_are_looked_at_before_any_work(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("reviews.toml", "note.txt"):
+        (tmp_path / name).write_text("no recipe", encoding="utf-8")
+    done = call(*line.split())
+    assert done.code in (1, 2) and words in " ".join(done.err.split())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["note.txt", "reviews.toml"]
+
+
 def test_a_place_that_may_not_be_looked_at(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     stat = Path.stat
 

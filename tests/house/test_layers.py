@@ -121,7 +121,7 @@ def test_the_rule_bites(path: str, line: str, fault: str) -> None:
     [
         ("prompts/inputs.py", "from . import starts"),
         ("prompts/inputs.py", "from ..injection import Injection"),
-        ("files.py", "from incipit.errors import StorageError"),
+        ("files/disk.py", "from incipit.errors import StorageError"),
         ("record.py", "from incipit import __version__"),
         ("cli/train.py", "from incipit.run import run"),
     ],

@@ -106,7 +106,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(
     toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writes = 0
-    real = files.os.replace
+    real = files.disk.os.replace
 
     def full(source: str, target: str) -> None:
         nonlocal writes
@@ -115,7 +115,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(
             raise OSError(28, "No space left on device")
         real(source, target)
 
-    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr(files.disk.os, "replace", full)
     with pytest.raises(StorageError) as caught:
         toy.train(tmp_path, toy.trainees(), toy.settings(save_every=3))
     words = str(caught.value)

@@ -20,7 +20,29 @@ def unset(name: str, metavar: str, says: str, **more: Any) -> Any:
 
 def folder(says: str) -> Any:
     """--folder: where the result goes."""
-    return unset("--folder", "FOLDER", says)
+    return unset("--folder", "FOLDER", says, callback=_folder_to_write)
+
+
+def _folder_to_write(path: Path | None) -> Path | None:
+    """The place of results, refused before the work that leads to them."""
+    if path is not None:
+        from incipit import files
+
+        if files.is_remote(str(path).replace(":/", "://", 1)) and not path.exists():  # a Path has one slash
+            raise typer.BadParameter(
+                f"{str(path)!r} is an address: name a folder of this machine, and copy it later"
+            )
+        files.check_writable(path, folder=True)
+    return path
+
+
+def _to_write(path: Path | None) -> Path | None:
+    """The place of one result."""
+    if path is not None:
+        from incipit import files
+
+        files.check_writable(path)
+    return path
 
 
 def check_again(resume: bool, overwrite: bool) -> None:
@@ -62,7 +84,9 @@ Settings = Annotated[
         "Change a key of every recipe, as in prompt.length=20; the value is TOML or plain text. May be repeated.",
     ),
 ]
-Json = Annotated[Path | None, unset("--json", "PATH", "Also write the result to this file.")]
+Json = Annotated[
+    Path | None, unset("--json", "PATH", "Also write the result to this file.", callback=_to_write)
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
