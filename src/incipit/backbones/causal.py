@@ -329,7 +329,7 @@ class CausalBackbone(PackedBackbone):
                 rest = self._states(embeds[:, 3:], keys, self.body).last_hidden_state
                 if not near(states[:, 3:], rest, 1e-5):
                     why = "its states after a cached prefix differ from those after the same rows as input"
-            except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            except internals.FAULTS as error:
                 why = f"it does not take a cached prefix ({str(error).splitlines()[0]})"
         self.shares = not why
         if why:

@@ -23,8 +23,6 @@ from incipit.batch import IGNORE, Batch, pad
 from incipit.errors import BackboneError
 from incipit.injection import Injection
 
-_FAULTS = (TypeError, ValueError, AttributeError, IndexError, RuntimeError)
-
 
 class EncoderDecoderBackbone(SiteBackbone):
     """T5, BART and their kin. Keys and values may enter at the sites encoder, decoder and cross.
@@ -277,7 +275,7 @@ class EncoderDecoderBackbone(SiteBackbone):
                 self.folds = True
                 try:
                     self.folds = near(whole, self.target_logits(hidden, mask, ids[:, :3], keep), self._loose)
-                except _FAULTS:
+                except internals.FAULTS:
                     self.folds = False
         if not self.direct_head:
             self.notes.append(
@@ -298,7 +296,7 @@ class EncoderDecoderBackbone(SiteBackbone):
                 self.streams = False
                 same = near(self._states(embeds, mask, None)[mask], ours, self._loose)
                 why = "" if same else "a stream gives other numbers than padded rows"
-            except _FAULTS as error:
+            except internals.FAULTS as error:
                 why = f"its encoder cannot be called so ({str(error).splitlines()[0]})"
         self.streams = not why
         if why:
@@ -333,7 +331,7 @@ class EncoderDecoderBackbone(SiteBackbone):
                 text = self._states(embeds[:, 3:], mask, apart)
                 with self.entering(apart, among=("cross",)):
                     logits = self.target_logits(text, mask, target, keep)
-        except _FAULTS as error:
+        except internals.FAULTS as error:
             return f"it cannot read a prompt apart ({str(error).splitlines()[0]})"
         same = near(whole[:, 3:], text, self._loose) and near(joint, logits, self._loose)
         return "" if same else "its states after a prompt read apart differ from those under a mask"

@@ -54,7 +54,7 @@ class EncoderBackbone(SiteBackbone):
                 whole = self.model(**self._sample()).logits
                 ours = output(internals.before_output(self.model, **self._sample()))
             agrees = whole.shape == ours.shape and near(whole, ours, 1e-5)
-        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):
+        except internals.FAULTS:
             agrees = False
         if not agrees:
             self.notes.append(

@@ -20,6 +20,9 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
+# What a model raises that cannot be called in the way tried: it is then used in the plainer way.
+FAULTS = (TypeError, ValueError, AttributeError, IndexError, RuntimeError)
+
 
 def positions_accepted(model: Any) -> bool:
     """Whether the model's forward takes position_ids."""

@@ -286,14 +286,7 @@ class PackedBackbone(Backbone):
             name = attend.use_interface(self.model)
             try:
                 why = self._why_padded(embeds, stock)
-            except (
-                TypeError,
-                ValueError,
-                AttributeError,
-                IndexError,
-                RuntimeError,
-                NotImplementedError,
-            ) as error:
+            except internals.FAULTS as error:
                 why = f"its attention cannot be called so ({str(error).splitlines()[0]})"
         self.streams = not why
         if why:

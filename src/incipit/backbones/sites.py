@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from incipit.backbones import attend
+from incipit.backbones import attend, internals
 from incipit.backbones.base import Backbone, near
 from incipit.injection import SITES, Injection, LayerShape
 
@@ -33,14 +33,7 @@ class SiteBackbone(Backbone):
         stock = attend.use_interface(self.model)
         try:
             why = self._probe_sites(run, encoder, cross_length)
-        except (
-            TypeError,
-            ValueError,
-            AttributeError,
-            IndexError,
-            RuntimeError,
-            NotImplementedError,
-        ) as error:
+        except internals.FAULTS as error:
             why = f"its attention cannot be called with a prefix ({str(error).splitlines()[0]})"
         if why:
             self.modules = {}
