@@ -73,6 +73,17 @@ def test_resume_without_a_checkpoint_starts_anew(toy: ModuleType, tmp_path: Path
     assert files.read_jsonl(tmp_path / "metrics.jsonl")[0]["step"] == 2
 
 
+def test_a_resumed_run_says_from_where(
+    toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy.train(tmp_path / "a", toy.trainees(), toy.settings(steps=2, show=True), resume=True)
+    assert f"{tmp_path / 'a'} holds no checkpoint: starts at step 1" in capsys.readouterr().err
+    toy.train(tmp_path / "a", toy.trainees(), toy.settings(steps=2, show=True), resume=True)
+    assert f"{tmp_path / 'a'} goes on after step 2" in capsys.readouterr().err
+    toy.train(tmp_path / "b", toy.trainees(), toy.settings(steps=2, show=True))
+    assert "step 1" not in capsys.readouterr().err.replace("step 1/2", "")
+
+
 def test_a_folder_with_a_run_is_not_overwritten(toy: ModuleType, tmp_path: Path) -> None:
     toy.train(tmp_path, toy.trainees(), toy.settings(steps=2))
     with pytest.raises(TrainingError, match="holds a run already: resume it, or choose another folder"):

@@ -63,6 +63,8 @@ def fit(
     parts = Parts(settings.micro_batch, settings.slots, settings.more, settings.waste)
     saved = time.monotonic()
     with _interrupts() as asked, shown:
+        if resume:
+            shown.resumed()
         for step in range(start + 1, settings.steps + 1):
             live = {k: r for k, r in enumerate(runners) if not r.stopped}
             if not live:

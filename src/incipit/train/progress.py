@@ -77,6 +77,14 @@ class Progress:
         """Wall time of the run, earlier parts of a resumed one included."""
         return self.before + time.monotonic() - self.began
 
+    def resumed(self) -> None:
+        """Once, where a run was to go on: from where it does."""
+        if self._console is not None:
+            before = (
+                f"goes on after step {self.start}" if self.start else "holds no checkpoint: starts at step 1"
+            )
+            self._console.print(f"{self.path.parent} {before}", markup=False)
+
     def step(
         self, step: int, tokens: int, losses: Mapping[str, float] | None, rates: Mapping[str, float]
     ) -> None:
