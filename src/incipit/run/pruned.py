@@ -97,8 +97,10 @@ def prune(
 
 
 def _recipe(source: Artifact, overrides: Sequence[str]) -> tuple[Recipe, int]:
-    """The recipe and seed in the card, changed."""
+    """The recipe and seed in the card, changed; its trust_code is not taken: it would run a stranger's code."""
     table = {k: v for k, v in source.card.get("recipe", {}).items() if k != "seed"}
+    if isinstance(table.get("backbone"), Mapping):
+        table["backbone"] = {k: v for k, v in table["backbone"].items() if k != "trust_code"}
     if not table:
         raise ArtifactError(
             f"the card of {source.place!r} names no recipe, so there is no data to score and train it on: prune a "
