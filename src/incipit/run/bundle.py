@@ -48,8 +48,8 @@ def tune(
     """Train every recipe x seed, evaluate, and write artifacts and records below `folder`.
 
     backbone: a loaded one, used for all recipes; model tuning changes it in place. Returns one Tuned per
-    recipe x seed, in that order. Raises TrainingError when the folder holds a run already and neither `resume`
-    nor `overwrite` is given, StorageError when an artifact's place is taken.
+    recipe x seed, in that order. Raises RecipeError for no recipe or two of one name, TrainingError when the folder
+    holds a run already and neither `resume` nor `overwrite` is given, StorageError when an artifact's place is taken.
     """
     bundles = plan(recipes, folder, backbone)
     for bundle in bundles:

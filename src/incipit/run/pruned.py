@@ -75,7 +75,8 @@ def prune(
 
     overrides: "train.steps=200" texts that change the recipe of the retraining. backbone: a loaded one. Raises
     ArtifactError for a prompt of another backbone or one that no recipe trained, RecipeError without a validation
-    split, PromptError for a prompt that is pruned already or cannot be cut into pieces.
+    split, PromptError for a prompt that is pruned already or cannot be cut into pieces, TrainingError or StorageError
+    where the folder holds a run or the artifact already.
     """
     settings = settings or PruneTable()
     found = source if isinstance(source, Artifact) else artifact.load(source)
