@@ -63,7 +63,7 @@ def small(corpus: Path, family: str, **changes: Any) -> PretrainSettings:
         "where": {"source": ["books: *"]},
     }
     place = (str(corpus),)
-    return PretrainSettings("toy", family, place, place, fit, **(values | changes))
+    return PretrainSettings("toy", family, place, place, **({"fit": fit} | values | changes))
 
 
 class Vocabulary:
@@ -259,6 +259,10 @@ def test_held_out_perplexity_by_hand() -> None:
     }
 
 
+def test_the_best_step_is_the_one_of_the_least_perplexity(corpus: Path) -> None:
+    assert small(corpus, "causal", fit=FitSettings(steps=2)).fit.best == "min"
+
+
 def test_words_of_the_errors(tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError, match="family 'encdec' cannot be pre-trained; did you mean 'encoder-decoder'"
@@ -266,6 +270,10 @@ def test_words_of_the_errors(tmp_path: Path) -> None:
         small(tmp_path, "encdec")
     with pytest.raises(RecipeError, match="hidden 16 is no multiple of heads 3"):
         replace(small(tmp_path, "causal"), heads=3)
+    with pytest.raises(RecipeError, match="of the family 'encoder-decoder' are continuation, lm_adaptation"):
+        replace(small(tmp_path, "encoder-decoder"), stages=((0.0, {"causal": 1.0}),))
+    with pytest.raises(RecipeError, match="objectives of the family 'causal' are causal"):
+        replace(small(tmp_path, "causal"), stages=((0.0, {"lm_adaptation": 1.0}),))
 
 
 def test_every_shipped_recipe_is_one() -> None:

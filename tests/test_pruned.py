@@ -11,11 +11,11 @@ from torch import Tensor
 from incipit import artifact, files
 from incipit.assemble import make_prompt
 from incipit.backbones import Backbone, tiny, wrap
-from incipit.errors import ArtifactError, PromptError, RecipeError, StorageError, TrainingError
+from incipit.errors import ArtifactError, BackboneError, PromptError, RecipeError, StorageError, TrainingError
 from incipit.prompts import InputPrompt, Masked
 from incipit.prompts.masked import rows_within
 from incipit.recipe import PruneTable, Recipe
-from incipit.run import Pruned, prompt_choice, prune, tune
+from incipit.run import Pruned, prompt_choice, prune, pruned, tune
 from incipit.run.members import Data
 from incipit.run.rewind import Source, target
 
@@ -253,6 +253,24 @@ def test_what_cannot_be_pruned(models: dict[str, Backbone], mood: dict[str, str]
     )  # fmt: skip
     with pytest.raises(ArtifactError, match="names no recipe, so there is no data"):
         prune(tmp_path / "foreign", tmp_path / "none", settings(), show=False, backbone=backbone)
+
+
+def test_a_card_runs_no_code(mood: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def load(chosen: Recipe) -> Backbone:
+        asked.append(chosen.backbone.trust_code)
+        raise BackboneError("stopped here")
+
+    monkeypatch.setattr(pruned, "load_backbone", load)
+    shutil.copytree(mood["llama"], tmp_path / "theirs")
+    card = files.read_json(tmp_path / "theirs" / artifact.CARD)
+    card["recipe"]["backbone"]["trust_code"] = True
+    files.write_json(tmp_path / "theirs" / artifact.CARD, card)
+    for overrides in ([], ["backbone.trust_code=true"]):  # the second is the caller's own choice
+        with pytest.raises(BackboneError, match="stopped here"):
+            prune(tmp_path / "theirs", tmp_path / "out", settings(), overrides=overrides, show=False)
+    assert asked == [False, True]
 
 
 def test_a_task_without_a_validation_split(models: dict[str, Backbone], tmp_path: Path) -> None:

@@ -232,12 +232,23 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path, models: dict[st
     assert again.scores == first.scores and len(record.read(tmp_path / "record.jsonl")) == 1
 
 
+def test_a_run_goes_on_with_smaller_passes_of_scoring(tmp_path: Path, models: dict[str, str]) -> None:
+    tune([recipe(models["llama"])], tmp_path, show=False)
+    smaller = recipe(models["llama"], decode={"batch": 2, "max_new_tokens": 2})
+    (again,) = tune([smaller], tmp_path, show=False, resume=True)
+    assert again.record["settings"]["decode"]["batch"] == 2
+
+
 def test_another_recipe_does_not_go_on_where_this_one_stopped(tmp_path: Path, models: dict[str, str]) -> None:
     tune([recipe(models["llama"])], tmp_path, show=False)
     with pytest.raises(
         TrainingError, match=r"the checkpoint belongs to other settings: .*lr was 0\.2, now 0\.3"
     ):
         tune([recipe(models["llama"], train={"lr": 0.3})], tmp_path, show=False, resume=True)
+    with pytest.raises(TrainingError) as caught:
+        tune([recipe(models["llama"], prompt={"length": 5})], tmp_path, show=False, resume=True)
+    told = str(caught.value)
+    assert "recipes.0.prompt.length was 8, now 5" in told and "recipes.0.train" not in told
     with pytest.raises(TrainingError, match="holds a run already: pass --resume"):
         tune([recipe(models["llama"])], tmp_path, show=False)
     tune([recipe(models["llama"], train={"lr": 0.3})], tmp_path, show=False, overwrite=True)

@@ -63,7 +63,8 @@ def evaluate_all(
     """Each trial's scores and predictions; trials with equal options share their batches.
 
     legality: for a generative backbone also generate freely, and report as `legal_rate` the share of answers that
-    are label words; ranking alone cannot give an illegal answer. Perplexity is computed from the targets.
+    are label words; ranking alone cannot give an illegal answer. Perplexity is computed from the targets. Raises
+    DataError for an unknown metric, or for no examples.
     """
     prefixes = Prefixes(backbone) if prefixes is None else prefixes
     worded = [k for k, t in enumerate(trials) if any(m != "perplexity" for m in t.metrics)]

@@ -164,6 +164,43 @@ def test_exit_codes(
     assert str(error) in done.err
 
 
+class OutOfMemoryError(RuntimeError):
+    """As torch names it."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"
+        ),
+    ],
+)
+def test_too_little_memory_says_what_to_set(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def stop(*_: object) -> Recipe:
+        raise error
+
+    monkeypatch.setattr(Recipe, "read", stop)
+    done = call("tune", tmp_path / "a.toml")
+    assert done.code == 1 and done.err.startswith("incipit: there is not enough memory: --debug shows where")
+    assert "train.memory" in done.err and "decode.batch" in done.err and "--slots" in done.err
+    with pytest.raises(type(error)):
+        cli.main(["tune", str(tmp_path / "a.toml"), "--debug"])
+
+
+def test_another_fault_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> Recipe:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(Recipe, "read", stop)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        cli.main(["tune", str(tmp_path / "a.toml")])
+
+
 def test_a_closed_pipe_is_quiet() -> None:
     program = "import sys; sys.stdin.read(); from incipit.cli import main; main(['--help'])"
     pipe = subprocess.PIPE

@@ -31,8 +31,8 @@ class Backbone(Words, ABC):
     """A frozen Hugging Face model, always in eval mode.
 
     name: how it was asked for. geometry: its shapes. fingerprint: hashes of config, embedding matrix,
-    tokenizer. notes: what its user should know, in sentences: shortcuts that a check at load found not to
-    hold here.
+    a sample of all weights, tokenizer. notes: what its user should know, in sentences: shortcuts that a check at
+    load found not to hold here.
     """
 
     streams = False  # whether rows run end to end, without padding

@@ -60,6 +60,12 @@ def _group(
         heap.keep()
 
 
+MEMORY = (
+    "there is not enough memory: --debug shows where; set backbone.dtype=bfloat16, while training a smaller "
+    "train.memory or train.micro_batch, while scoring a smaller decode.batch, in a server fewer --slots or a smaller "
+    "--room"
+)
+
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
     "tune": tune.tune,
@@ -91,3 +97,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             print(f"incipit: {error}", file=sys.stderr)
         sys.exit(130 if isinstance(error, Interrupted) else 1)
+    except (MemoryError, RuntimeError) as error:
+        if "--debug" in arguments or not _of_memory(error):
+            raise
+        print(f"incipit: {MEMORY}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _of_memory(error: BaseException) -> bool:
+    """Whether this machine or its accelerator had too little memory; torch is not loaded to tell."""
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    return bool({"MemoryError", "OutOfMemoryError"} & set(kinds)) or "DefaultCPUAllocator" in str(error)

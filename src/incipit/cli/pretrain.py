@@ -13,7 +13,7 @@ from incipit.cli import options
 
 def pretrain(
     recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE", help="A TOML file with the keys of PretrainSettings.")
+        Path, typer.Argument(metavar="RECIPE", help="A TOML file; its keys are in docs/cli.md.")
     ],
     settings: options.Settings = [],  # noqa: B006 (typer copies it)
     folder: Annotated[Path | None, options.folder("Without it: runs/NAME.")] = None,

@@ -8,7 +8,7 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import typer
 
 from incipit import files
 from incipit.cli import VERBS, app
+from incipit.pretrain import PretrainSettings
 from incipit.recipe import (
     BackboneTable,
     DecodeTable,
@@ -29,6 +30,7 @@ from incipit.recipe import (
     TransferTable,
 )
 from incipit.tasks.spec import TaskSpec
+from incipit.train import FitSettings, OptimSettings
 
 HEAD = """# Command line and recipes
 
@@ -54,14 +56,19 @@ EXAMPLE: dict[str, Any] = {
 }
 TASK = """### [task]
 
-Either `builtin = "NAME"` and the keys that differ from that task, or these keys. Relative paths start at the
-folder of the recipe.
+Either `builtin = "NAME"`, or `form = "NAME"` with `data` ([published data sets](data.md#published-data-sets)), and the
+keys that differ from that task; or these keys. Relative paths start at the folder of the recipe.
 """
 PRUNE = """## Pruning: [prune]
 
 Keys of `incipit prune`, set there by `--set prune.KEY=VALUE` or in the [prune] table of a file that `--settings` names;
 no part of a recipe.
 """
+PRETRAIN = """## Pre-training
+
+Keys of a recipe of `incipit pretrain` ([how](pretraining.md)); `--set` changes any. Those without a default are needed.
+"""
+PRETRAIN_TABLES = {"fit": FitSettings, "fit.optim": OptimSettings}
 UNSAID = {  # fields of a TaskSpec that share the text of another
     "name": "Name of the task; without it the recipe's.",
     "validation": "As `train`.",
@@ -79,7 +86,9 @@ def text() -> str:
     for name, table in _tables().items():
         parts += [f"### [{name}]\n", _fields(table)]
     keys = {f.name: (_plain(str(f.type)), _default(f)) for f in dataclasses.fields(TaskSpec)}
-    return "\n".join([*parts, TASK, _rows(keys, UNSAID | _docs(TaskSpec)), PRUNE, _fields(PruneTable)])
+    parts += [TASK, _rows(keys, UNSAID | _docs(TaskSpec)), PRUNE, _fields(PruneTable)]
+    parts += [PRETRAIN, _settings(PretrainSettings)]
+    return "\n".join([*parts, *(f"### [{n}]\n\n{_settings(t)}" for n, t in PRETRAIN_TABLES.items())])
 
 
 def _tables() -> dict[str, type[Any]]:
@@ -92,6 +101,13 @@ def _fields(table: type[Any]) -> str:
     hints = typing.get_type_hints(table, include_extras=True)
     shown = {key: (_kind(hints[key]), field.default) for key, field in table.model_fields.items()}
     return _rows(shown, _docs(table))
+
+
+def _settings(cls: type[Any]) -> str:
+    """A row for each field of a dataclass that has a text under it; the others are set by the code."""
+    hints, docs = typing.get_type_hints(cls), _docs(cls)
+    said = [f for f in dataclasses.fields(cls) if f.name in docs]
+    return _rows({f.name: (_kind(hints[f.name]), _default(f)) for f in said}, docs)
 
 
 def _verb(name: str, verb: Callable[..., None]) -> str:
@@ -173,6 +189,8 @@ def _kind(hint: Any) -> str:
         return " ".join(f'`"{word}"`' for word in inner if word) + (" or empty" if "" in inner else "")
     if origin is tuple:
         return f"list: {_kind(inner[0])}"
+    if origin is Sequence:
+        return "list"
     if origin in (types.UnionType, typing.Union):
         return _kind(inner[0])
     return {int: "whole number", float: "number", bool: "true, false", str: "text"}.get(hint, "table")

@@ -35,7 +35,10 @@ def tune(
         ),
     ] = None,
     folder: Annotated[
-        Path | None, options.folder("Where artifacts, records and checkpoints go. Without it: runs/NAME.")
+        Path | None,
+        options.folder(
+            "Where artifacts, records and checkpoints go. Without it: runs/NAME, of several runs/NAME+NAME."
+        ),
     ] = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,

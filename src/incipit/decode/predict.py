@@ -45,6 +45,7 @@ def predict(
     mode: "rank" scores each example's choices, "generate" writes text, "auto" ranks where there are choices.
     Rows of equal length are batched together whatever their prompt; the order of the answers is that of the examples.
     What the prompts make of the model is computed once a call; `prefixes` keeps it from one call to the next.
+    Raises PromptError for written text on an encoder, and for prompts that cannot share a batch.
     """
     rows = list(rows) if rows is not None else [0] * len(examples)
     ranked = {i for i, e in enumerate(examples) if mode == "rank" or (mode == "auto" and e.choices)}

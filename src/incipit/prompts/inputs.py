@@ -15,6 +15,8 @@ class InputPrompt(RowPrompt):
     """[P; X]: P trained embeddings [P, H] before the embedded input X [T, H].
 
     Lester, Al-Rfou, Constant 2021, section 2. The learning-rate unit is the embedding RMS of the backbone.
+    rows: the start [P, H], zeros without it. Raises PromptError for another shape, numbers that are not finite, and a
+    length that leaves no room for text.
     """
 
     kind = "input"

@@ -21,6 +21,7 @@ class Masked(RowPrompt):
     Ma et al. 2022 (XPrompt), section 3: token mask and piece mask in one, [P, k]; a token without a piece is pruned.
     Zeroing is the paper's: the row stays as a position of zeros. `removed`: a pruned token is no position at all, so
     the prompt is shorter and cheaper, and another function. Pruned numbers get no gradient and stay exactly zero.
+    Raises PromptError for a mask that does not fit.
     """
 
     kind = "masked"

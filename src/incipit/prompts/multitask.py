@@ -29,7 +29,8 @@ class MultitaskPrompt(Prompt):
     low_rank  S * (u_k v_k), S [P, H], u_k [P, R], v_k [R, H]; part = R. Wang et al. 2023 (R = 1)
     The first four are those of the code of Lester et al. 2021 (extended/multitask_prompts.py there), which starts at
     random; here every task starts at the given rows (project: at their best approximation of rank H_s). `sibling`
-    makes the next task's prompt, around the very same S.
+    makes the next task's prompt, around the very same S. Raises PromptError for an unknown `how`, or a
+    part out of range.
     """
 
     kind = "multitask"

@@ -18,7 +18,8 @@ class PrefixPrompt(RowPrompt):
 
     Li and Liang 2021, section 4; Liu et al. 2022 (P-tuning v2). `sites` chooses where: encoder, decoder,
     cross. A row [W] is, over sites and layers in order, the flattened keys then values. The learning-rate
-    unit of each part is the RMS of its start, so keys and values of different layers move alike.
+    unit of each part is the RMS of its start, so keys and values of different layers move alike. Raises PromptError for
+    a site that the backbone lacks, or where it takes no keys and values.
     """
 
     kind = "prefix"

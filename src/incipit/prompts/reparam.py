@@ -19,7 +19,8 @@ class Reparametrised(Prompt):
 
     "mlp": two layers with tanh, Li and Liang 2021, section 4.3. "lstm": a bidirectional LSTM, then two layers
     with ReLU, Liu et al. 2021 (P-tuning), section 3. The last layer starts at zero, so training starts
-    exactly at the start P0 of the inner prompt (the papers start at random); s is the unit of the inner rows.
+    exactly at the start P0 of the inner prompt (the papers start at random); s is the unit of the inner rows,
+    which are trained too; E and the network have the unit 1.
     """
 
     kind = "reparametrised"

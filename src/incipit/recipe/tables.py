@@ -98,7 +98,7 @@ class TrainTable(Table):
     warmup: Whole = 0
     """Steps over which the rate rises."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-5
-    """Share of each number that a step takes away."""
+    """Share of each number that a step takes away; optimiser = "adamw": this share times the rate."""
     wayward: Annotated[float, Field(gt=0)] | None = None
     """Pull the rows to the words of prompt.text that they start from, by this much; without this key: not at all."""
     clip_norm: Annotated[float, Field(ge=0)] = 0.0

@@ -48,8 +48,8 @@ def tune(
     """Train every recipe x seed, evaluate, and write artifacts and records below `folder`.
 
     backbone: a loaded one, used for all recipes; model tuning changes it in place. Returns one Tuned per
-    recipe x seed, in that order. Raises TrainingError when the folder holds a run already and neither `resume`
-    nor `overwrite` is given, StorageError when an artifact's place is taken.
+    recipe x seed, in that order. Raises RecipeError for no recipe or two of one name, TrainingError when the folder
+    holds a run already and neither `resume` nor `overwrite` is given, StorageError when an artifact's place is taken.
     """
     bundles = plan(recipes, folder, backbone)
     for bundle in bundles:
@@ -221,15 +221,17 @@ def fit_members(
         found = scored([members[k] for k in live], backbone, "validation")
         return {k: found[members[k].name] for k in live if members[k].name in found}
 
+    recipes = list({m.recipe.name: m.recipe for m in members}.values())
     same = {
         "backbone": backbone.fingerprint,
-        "recipes": [_same(r) for r in {m.recipe.name: m.recipe for m in members}.values()],
+        "recipes": [_same(r) for r in recipes],
         "data": {m.name: m.data["task"] if m.mixture is None else m.data for m in members},
     }
     return fit(
         [m.trainee for m in members], _objective(members, backbone), fit_settings(members, backbone, show),
         folder, collating(backbone, mixed=members[0].mixture is not None), evaluate=evaluate,
         identity=same | dict(identity or {}), resume=resume,
+        allow=[f"recipes.{n}.decode.batch" for n in range(len(recipes))],  # as train.micro_batch: memory alone
     )  # fmt: skip
 
 

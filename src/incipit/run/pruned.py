@@ -75,7 +75,8 @@ def prune(
 
     overrides: "train.steps=200" texts that change the recipe of the retraining. backbone: a loaded one. Raises
     ArtifactError for a prompt of another backbone or one that no recipe trained, RecipeError without a validation
-    split, PromptError for a prompt that is pruned already or cannot be cut into pieces.
+    split, PromptError for a prompt that is pruned already or cannot be cut into pieces, TrainingError or StorageError
+    where the folder holds a run or the artifact already.
     """
     settings = settings or PruneTable()
     found = source if isinstance(source, Artifact) else artifact.load(source)
@@ -97,8 +98,10 @@ def prune(
 
 
 def _recipe(source: Artifact, overrides: Sequence[str]) -> tuple[Recipe, int]:
-    """The recipe and seed in the card, changed."""
+    """The recipe and seed in the card, changed; its trust_code is not taken: it would run a stranger's code."""
     table = {k: v for k, v in source.card.get("recipe", {}).items() if k != "seed"}
+    if isinstance(table.get("backbone"), Mapping):
+        table["backbone"] = {k: v for k, v in table["backbone"].items() if k != "trust_code"}
     if not table:
         raise ArtifactError(
             f"the card of {source.place!r} names no recipe, so there is no data to score and train it on: prune a "

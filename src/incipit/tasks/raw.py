@@ -1,8 +1,9 @@
-"""Raw text -> Encoded: documents, a memory-mapped token cache, packed blocks, and three objectives.
+"""Raw text -> Encoded: documents, a memory-mapped token cache, packed blocks, and four objectives.
 
 # N tokens of the corpus, T tokens of a block
 causal             x_1..x_T: every token of a block is a target; a block opens with <s>.
 LM adaptation      x_1..x_s -> x_s+1..x_T, s uniform: Raffel et al. 2020, 3.2.3; Lester et al. 2021, 2.2.
+continuation       the same with s from T - 8 on: few tokens, so that much of them hangs on what was given.
 span corruption    15 % of the tokens, in spans of mean length 3, become sentinels: Raffel et al. 2020, 3.1.4.
 
 Sample i of a stream is a function of (seed, i) alone, so a stream resumes from one number.
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     Ids: TypeAlias = NDArray[np.unsignedinteger[Any]]
 
 OBJECTIVES = ("causal", "continuation", "lm_adaptation", "span_corruption")
-CONTINUED = 8  # a continuation has fewer tokens than this, so that much of it hangs on what was given
+CONTINUED = 8  # a continuation has at most as many tokens, so that much of it hangs on what was given
 
 
 def expand(patterns: Sequence[files.PathLike]) -> list[str]:

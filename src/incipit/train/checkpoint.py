@@ -67,7 +67,9 @@ def load(folder: Path) -> State | None:
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """{"optim": {"lr": 1}} -> {"optim.lr": 1}."""
+    """{"optim": {"lr": 1}, "recipes": [{"name": "a"}]} -> {"optim.lr": 1, "recipes.0.name": "a"}."""
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        value = dict(enumerate(value))
     if not isinstance(value, Mapping):
         return {prefix: value}
     return {

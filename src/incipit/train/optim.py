@@ -22,17 +22,28 @@ FACTORED_FROM = 128  # Shazeer and Stern's code keeps row and column means only 
 class OptimSettings:
     """What the optimiser and its schedule need; lr is in units of the trainee (`Trainee.units`)."""
 
-    name: str = "adafactor"  # "adafactor" | "adamw" | "muon"
+    name: str = "adafactor"
+    """"adafactor", "adamw" or "muon" (for the matrices between hidden states, AdamW for the rest)."""
     lr: float = 0.03
-    schedule: str = "constant"  # "constant" | "linear" | "cosine"
-    warmup: int = 0  # steps over which the rate rises linearly from lr / warmup
-    decay: int = 0  # the last `decay` steps fall (linear, cosine); 0: all steps after the warm-up
-    floor: float = 0.0  # the rate at the last step, as a share of lr
-    weight_decay: float = 1e-5  # adafactor: p *= 1 - wd each step; adamw, muon: p *= 1 - lr * wd
-    parameter_scale: bool = False  # multiply the rate by max(1e-3, RMS(p))
-    step_offset: int = 0  # adafactor counts its steps from here (the released code: 1,100,000)
-    beta1: float = 0.9  # adamw, muon
-    beta2: float = 0.999  # adamw
+    """The rate, times the unit of each parameter."""
+    schedule: str = "constant"
+    """"constant", "linear" or "cosine"."""
+    warmup: int = 0
+    """Steps over which the rate rises linearly from lr / warmup."""
+    decay: int = 0
+    """linear, cosine: the rate falls over this many last steps; 0: over all steps after the warm-up."""
+    floor: float = 0.0
+    """The rate at the last step, as a share of lr."""
+    weight_decay: float = 1e-5
+    """adafactor: p times 1 - weight_decay each step; adamw, muon: p times 1 - rate times weight_decay."""
+    parameter_scale: bool = False
+    """The rate times max(1e-3, RMS of the parameter)."""
+    step_offset: int = 0
+    """adafactor: its steps are counted from here (the released code of the paper: 1,100,000)."""
+    beta1: float = 0.9
+    """adamw, muon: of the mean of gradients."""
+    beta2: float = 0.999
+    """adamw: of the mean of their squares."""
 
     def __post_init__(self) -> None:
         for value, known in ((self.name, OPTIMISERS), (self.schedule, SCHEDULES)):

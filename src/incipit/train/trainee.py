@@ -24,23 +24,36 @@ class FitSettings:
     """How long, how large, how fast, how often; the fields below `log_every` change no result."""
 
     steps: int
-    batch: int = 32  # rows of each trainee a step
+    """Optimiser steps."""
+    batch: int = 32
+    """Rows of each trainee a step."""
     optim: OptimSettings = field(default_factory=OptimSettings)
-    clip_norm: float = 0.0  # greatest norm of a trainee's gradient; 0: no limit
-    precision: str = "float32"  # "float32" | "bfloat16" (autocast of the objective)
-    eval_every: int = 0  # steps between evaluations on the dev split; the last step is always evaluated
+    clip_norm: float = 0.0
+    """Greatest norm of a trainee's gradient; 0: no limit."""
+    precision: str = "float32"
+    """"float32", or "bfloat16" for the forward pass; weights and optimiser stay as they are."""
+    eval_every: int = 0
+    """Steps between scores on validation; the last step is always scored."""
     best: str = "max"  # whether THE metric is better when greater ("max") or smaller ("min")
-    keep_best: bool = True  # end with the best tensors, not the last
-    patience: int = 0  # evaluations without a better score before a trainee stops; 0: never
+    keep_best: bool = True
+    """End with the best tensors, not the last."""
+    patience: int = 0
+    """Scores without a better one before a trainee stops; 0: never."""
     log_every: int = 10
-    micro_batch: int = 0  # rows of one forward pass; 0: as many as `slots` and `waste` allow
+    """Steps between records of the loss."""
+    micro_batch: int = 0
+    """Rows of one forward pass; 0: rows of like length together."""
     slots: int = 0  # most tokens of one forward pass, padding counted; 0: no limit
     more: int = 0  # slots that each row has besides its own tokens
     waste: float = 1.25  # padded over real size at which rows are cut; 0: rows are not padded
-    save_every: int = 0  # steps between checkpoints; 0: at the end only
-    save_minutes: float = 0.0  # minutes between checkpoints; 0: never
+    save_every: int = 0
+    """Steps between checkpoints; 0: at the end only."""
+    save_minutes: float = 0.0
+    """Minutes between checkpoints; 0: never."""
     show: bool = True
+    """A line of progress on stderr."""
     tensorboard: bool = False
+    """Also write curves for TensorBoard."""
 
     def __post_init__(self) -> None:
         for value, known in ((self.precision, ("float32", "bfloat16")), (self.best, ("max", "min"))):
