@@ -1,6 +1,7 @@
 """What a prompt has to beat."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from incipit.assemble import PromptChoice, make_prompt
 from incipit.backbones import EncoderBackbone, tiny, wrap
 from incipit.baselines import nearest_class_mean
+from incipit.encode import encode, question, questions
 from incipit.errors import DataError
 from incipit.tasks.task import Task, TaskSpec
 
@@ -31,6 +33,24 @@ def test_a_class_without_examples_is_never_chosen(tmp_path: Path) -> None:
     rows = [("a fine film", "good"), ("a dull car and a cat", "red")]
     given = task(tmp_path, rows, [*rows, ("a dull film", "bad")])
     assert nearest_class_mean(backbone, frame, given, 0, 0)["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_a_demonstrated_question_is_read_to_its_end(tmp_path: Path) -> None:
+    """Two worked examples of 23 words are too many for 128 positions less 90: the question stays, their start goes."""
+    backbone = wrap("t5", *tiny.build("t5"))
+    long = "a fine film and a dull car " * 3
+    rows = [
+        (f"{long}{word}", label)
+        for word, label in zip(["one", "two", "three", "red"], ["good", "bad"] * 2, strict=True)
+    ]
+    given = task(tmp_path, rows, [("is the film good", "good")])
+    few = Task(replace(given.spec, labels=["good", "bad"], demonstrations=2), tmp_path)
+    shown = few.test[0]
+    assert shown.input[shown.worked :] == "is the film good"
+    read = question(backbone, shown, room=90).input_ids
+    assert len(read) == 38 and backbone.decode(read).endswith("is the film good")
+    assert questions(backbone, shown, ["good", "bad"], room=90)[1].input_ids == read
+    assert encode(backbone, shown, room=90).input_ids == read
 
 
 def test_a_task_without_classes(tmp_path: Path) -> None:

@@ -15,7 +15,13 @@ def encode(backbone: Backbone, example: Example, *, room: int = 0, end: bool = T
         messages = [{"role": m.role, "content": m.content} for m in example.messages]
         return backbone.encode_chat(messages, room=room, source=example.source)
     return backbone.encode(
-        example.input, example.target, choice=example.choice, end=end, room=room, source=example.source
+        example.input,
+        example.target,
+        choice=example.choice,
+        end=end,
+        room=room,
+        source=example.source,
+        spare=example.worked,
     )
 
 
@@ -27,7 +33,13 @@ def question(
         messages = [{"role": m.role, "content": m.content} for m in example.messages[:-1]]
         return backbone.encode_asked(messages, room=room, source=example.source)
     return backbone.encode(
-        example.input, answer, choice=example.choice, end=end, room=room, source=example.source
+        example.input,
+        answer,
+        choice=example.choice,
+        end=end,
+        room=room,
+        source=example.source,
+        spare=example.worked,
     )
 
 
@@ -38,5 +50,11 @@ def questions(
     if example.messages:
         return [question(backbone, example, room=room)] * len(answers)
     return backbone.encode_each(
-        example.input, answers, choice=example.choice, end=end, room=room, source=example.source
+        example.input,
+        answers,
+        choice=example.choice,
+        end=end,
+        room=room,
+        source=example.source,
+        spare=example.worked,
     )

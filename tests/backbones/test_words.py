@@ -94,6 +94,22 @@ def test_which_end_is_cut(make: Make) -> None:
     assert len(whole.input_ids) == 2  # exactly full is not too long
 
 
+def test_worked_examples_are_cut_before_the_question(make: Make) -> None:
+    """128 positions, 100 of them for the prompt: 27 for the text of a BART, whose </s> takes one more."""
+    lead, asked = "one two three red blue " * 8, "is it red or blue"
+    for name, room in (("bart", 27), ("bert", 27), ("t5", 27)):
+        backbone = make(name)
+        cut = backbone.encode(lead + asked, "good", room=100, spare=len(lead))
+        assert cut.input_ids == (*backbone.text_ids(lead + asked)[-room:], *backbone.ending)
+        (same,) = backbone.encode_each(lead + asked, ["good"], room=100, spare=len(lead))
+        assert same == cut
+        whole = backbone.encode("one two " + asked, "good", spare=8)
+        assert whole == backbone.encode("one two " + asked, "good")  # nothing is too long: nothing is cut
+        long = lead + lead  # the question itself is too long: it loses its end, as it would alone
+        both = backbone.encode(asked + " " + long, "good", room=100, spare=len(asked) + 1)
+        assert both == backbone.encode(long, "good", room=100)
+
+
 @pytest.mark.parametrize("name", ["llama", "bart", "bert"])
 def test_no_room_is_said(make: Make, name: str) -> None:
     with pytest.raises(

@@ -65,3 +65,11 @@ def test_two_raw_values_may_share_a_word() -> None:
 def test_a_bad_label_names_the_nearest(labels: Labels, raw: object, message: str) -> None:
     with pytest.raises(DataError, match=re.escape(message)):
         labels.index(raw)
+
+
+def test_a_word_that_is_a_number_is_never_an_index() -> None:
+    halves = Labels.of(["0.0", "0.5", "1.0"])
+    assert [halves.index(raw) for raw in (0.0, 0.5, 1.0, "1.0")] == [0, 1, 2, 2]
+    for raw in (1, "1", 2):  # 1 is no index: it would be 0.5
+        with pytest.raises(DataError, match="which is no label"):
+            halves.index(raw)

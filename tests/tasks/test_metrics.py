@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -143,6 +144,12 @@ def test_a_chat_is_scored_against_its_last_turn() -> None:
         ([], ["x"], texts("x"), "0 metrics over 1 examples: nothing to score"),
         (["mcc"], ["x"], texts("x"), "f1_binary, f1_macro and mcc need label words"),
         (["pearson"], ["1"], texts("one"), "target 'one' is no number; choose another metric"),
+        (
+            ["exact_match_by_group"],
+            ["yes"],
+            labelled("yes"),
+            "an example is in no group: exact_match_by_group needs",
+        ),
         (["perplexity"], [], texts("x"), "perplexity needs the summed nll and the count of target tokens"),
     ],
 )
@@ -160,3 +167,19 @@ def test_defaults_fit_their_kinds() -> None:
 def test_ranges_and_directions() -> None:
     assert [n for n, m in METRICS.items() if not m.higher_is_better] == ["perplexity"]
     assert {n for n, m in METRICS.items() if m.range == (-1.0, 1.0)} == {"mcc", "pearson", "spearman"}
+
+
+def test_exact_match_counts_groups_and_not_examples() -> None:
+    rows = [
+        replace(e, group=g) for e, g in zip(labelled("yes", "no", "yes", "no", "no"), "aabcc", strict=True)
+    ]
+    told = ["yes", "no", "no", "no", "maybe"]  # a is all right, b is wrong, c has an illegal answer
+    assert score("exact_match_by_group", told, rows) == pytest.approx(1 / 3)
+    assert score("exact_match_by_group", ["yes", "no", "yes", "no", "no"], rows) == 1.0
+
+
+def test_a_phrase_that_names_nothing_is_wrong_whatever_the_label() -> None:
+    rows = [Example("?", "the old man", choice=label, references=("the old man",)) for label in (1, 0)]
+    assert score("referent_accuracy", ["old  man", "Ann"], rows) == 1.0
+    assert score("referent_accuracy", ["the", "the"], rows) == 0.0  # as T5: no words are left
+    assert score("referent_accuracy", [" ", "His"], rows) == 0.0

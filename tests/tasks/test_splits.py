@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -66,6 +67,29 @@ def test_subset() -> None:
     assert subset(rows, 4, seed=0) == subset(rows, 4, seed=0) != subset(rows, 4, seed=1)
 
 
+def grouped() -> list[Example]:
+    """Questions q0 (1 candidate answer), q1 (2), q2 (3), q3 (4): 10 examples."""
+    return [
+        Example(f"q{n} a{i}", "bad", WORDS, 0, ("bad",), group=f"q{n}")
+        for n in range(4)
+        for i in range(n + 1)
+    ]
+
+
+def test_the_examples_of_one_question_stay_together() -> None:
+    rows = grouped()
+    for seed in range(5):
+        sides = carve(rows, {"validation": 0.3}, seed=seed)
+        assert not {e.group for e in sides["train"]} & {e.group for e in sides["validation"]}
+        kept = subset(rows, 6, seed=seed)
+        assert len(kept) <= 6 and all(
+            sum(e.group == g for e in kept) == int(g[1:]) + 1 for g in {e.group for e in kept}
+        )
+    assert subset(rows, 9, seed=0) != subset(rows, 9, seed=1) and subset(rows, 10, seed=0) == rows
+    with pytest.raises(DataError, match="limit = 2 is less than any question has examples \\(3 or more\\)"):
+        subset([e for e in rows if e.group in ("q2", "q3")], 2, seed=0)
+
+
 def test_demonstrations_stand_before_the_input() -> None:
     test = [Example("new", "good", WORDS, 1)]
     shown = Demonstrated(test, examples(10), k=4, seed=0, words=WORDS)[0]
@@ -73,6 +97,7 @@ def test_demonstrations_stand_before_the_input() -> None:
     assert own == "new"
     assert Counter(line.split()[1] for line in worked) == {"bad": 2, "good": 2}
     assert (shown.target, shown.choice) == ("good", 1)
+    assert shown.input[shown.worked :] == "new" and shown.canonical() == replace(shown, worked=0).canonical()
 
 
 def test_an_example_is_never_among_its_own_demonstrations() -> None:
@@ -103,6 +128,21 @@ def test_too_few_to_demonstrate() -> None:
     )
     with pytest.raises(DataError, match=message):
         Demonstrated(examples(5)[1:], examples(5)[1:], k=4, seed=0, words=WORDS)
+
+
+def test_a_class_that_is_not_shown_may_be_empty() -> None:
+    words = (*WORDS, "awful")  # no example is awful
+    seeds = [s for s in range(9) if _shows(words, s)]
+    assert seeds and len(seeds) < 9  # where awful is drawn it must be told
+
+
+def _shows(words: tuple[str, ...], seed: int) -> bool:
+    try:
+        shown = Demonstrated([Example("new", "good", words, 1)], examples(10), k=2, seed=seed, words=words)[0]
+    except DataError as error:
+        assert "takes 1 of class 'awful', which has 0 examples" in str(error)
+        return False
+    return sorted(line.split()[1] for line in shown.input.split("\n\n")[:2]) == ["bad", "good"]
 
 
 def test_a_buffer_shuffles_all_examples_once() -> None:

@@ -92,14 +92,19 @@ class Words:
         end: bool = True,
         room: int = 0,
         source: str = "",
+        spare: int = 0,
     ) -> Encoded:
         """Input text and target text -> ids. `end` closes the target; `room` positions are left to the
         prompt.
 
         A causal input that is too long loses its beginning (its end asks the question), other inputs their
-        end. Raises DataError when no input is left.
+        end, but first of all the `spare` letters at their start (worked examples). Raises DataError when no
+        input is left.
         """
-        return self.encode_each(before, [after], choice=choice, end=end, room=room, source=source)[0]
+        found = self.encode_each(
+            before, [after], choice=choice, end=end, room=room, source=source, spare=spare
+        )
+        return found[0]
 
     def encode_each(
         self,
@@ -110,6 +115,7 @@ class Words:
         end: bool = True,
         room: int = 0,
         source: str = "",
+        spare: int = 0,
     ) -> list[Encoded]:
         """The same for several target texts of one input."""
         causal = self.family == "causal"
@@ -133,9 +139,16 @@ class Words:
                         f"{source or 'example'}: a prompt of {room} and a target of {len(target)} tokens leave "
                         f"no room for text in {self.space} positions: shorten the prompt or the target"
                     )
-                own = ids[over:] if causal else ids[:-over]
+                own = ids[over:] if causal else self._shortened(before, ids, len(ids) - over, spare)
             encoded.append(Encoded(tuple(own) + self.ending, tuple(target), None, choice, source))
         return encoded
+
+    def _shortened(self, text: str, ids: list[int], size: int, spare: int) -> list[int]:
+        """The first `size` ids of a text; where its first `spare` letters can make the room, its last ones."""
+        if not spare:
+            return ids[:size]
+        asked = self.text_ids(text[spare:])
+        return ids[-size:] if len(asked) <= size else asked[:size]
 
     def lead_with(self, token: str) -> None:
         """Put one special token before every target, as span corruption does; `decode` leaves it out again.

@@ -31,6 +31,7 @@ class Example:
     choice: index of the target in choices. references: all accepted answers; the first is the target.
     messages: the turns of a chat, the last by the assistant. source: "file:line", for messages to the user.
     group: what examples of one question share, for metrics that judge them together; "" where none does.
+    worked: letters at the start of the input that are worked examples; they go first where it is too long.
     """
 
     input: str
@@ -41,11 +42,12 @@ class Example:
     messages: tuple[Message, ...] = ()
     source: str = ""
     group: str = ""
+    worked: int = 0
 
     def canonical(self) -> dict[str, Any]:
         """The example as a JSON value without its source, so that a moved file has the same hash."""
         value = {**vars(self), "messages": tuple(map(vars, self.messages))}
-        del value["source"]
+        del value["source"], value["worked"]  # the input itself holds the worked examples
         if not self.group:  # so that the hash of other data is what it was before there were groups
             del value["group"]
         return value

@@ -42,7 +42,7 @@ def _classification(spec: TaskSpec) -> Build:
         text = _filled(form, record, "input")
         index = labels.index(look_up(record.fields, spec.label), spec.label)
         word = labels.words[index]
-        shared = group.fill(record.fields) if spec.group else ""
+        shared = _filled(group, record, "group") if spec.group else ""
         return Example(text, word, labels.words, index, (word,), source=record.source, group=shared)
 
     return build

@@ -5,7 +5,7 @@
     labels.index(1) == labels.index("1") == labels.index(1.0) == 1
 
 A list of words takes the word itself or its index: Labels.of(["negative", "positive"]).index(0) == 0. Where a
-word is itself a number (["1", "2", "3"]) only the words count, because an index would be ambiguous.
+word is itself a number (["1", "2", "3"], ["0.0", "0.5"]) only the words count, because an index would be ambiguous.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Labels:
             return cls(words, {str(raw): words.index(word) for raw, word in labels.items()})
         words = tuple(labels)
         table = {word: i for i, word in enumerate(words)}
-        if not any(word.strip().lstrip("-").isdecimal() for word in words):
+        if not any(_is_number(word) for word in words):
             table |= {str(i): i for i in range(len(words))}
         return cls(words, table)
 
@@ -48,6 +48,13 @@ class Labels:
             f"field {field!r} holds {raw!r}, which is no label{nearest(texts[0], self.table)}; "
             "mend the record or add it to labels"
         )
+
+
+def _is_number(word: str) -> bool:
+    try:
+        return math.isfinite(float(word))
+    except ValueError:
+        return False
 
 
 def raw_texts(raw: Any, field: str = "label") -> tuple[str, ...]:

@@ -135,6 +135,12 @@ def _f1_macro_all(out: Outputs) -> float:
 def _exact_match_by_group(out: Outputs) -> float:
     """Share of the groups of examples whose predictions are all right: Khashabi et al. 2018, section 5 (MultiRC)."""
     groups: dict[str, bool] = {}
+    lone = next((e for e in out.examples if not e.group), None)
+    if lone is not None:
+        raise DataError(
+            f"{lone.source or 'an example'} is in no group: exact_match_by_group needs what the examples of one "
+            "question share; set task.group"
+        )
     for prediction, example in zip(out.predictions, out.examples, strict=True):
         right = any(prediction.strip() == a.strip() for a in example.answers())
         groups[example.group] = groups.get(example.group, True) and right
@@ -147,25 +153,30 @@ _DETERMINERS = {
 }
 
 
+def _named(phrase: str) -> list[str]:
+    """The words of a noun phrase that tell one thing from another."""
+    return [w for w in phrase.lower().split() if w not in _DETERMINERS]
+
+
 def same_referent(prediction: str, phrase: str) -> bool:
     """Whether two noun phrases name one thing: the words of one hold the other's; case and determiners aside.
 
     "Bob" does not name "Bob's hat": an apostrophe must be in both or in none. T5's rule for WSC (Raffel et al. 2020,
     section 2.4, leaves it to the code).
     """
-    got, wanted = (
-        [w for w in text.strip().lower().split(" ") if w and w not in _DETERMINERS]
-        for text in (prediction, phrase)
-    )
+    got, wanted = _named(prediction), _named(phrase)
     if not got or ("'" in " ".join(got)) != ("'" in " ".join(wanted)):
         return False
     return set(got) <= set(wanted) or set(wanted) <= set(got)
 
 
 def _referent_accuracy(out: Outputs) -> float:
-    """Share of the examples where "the written phrase is the given one" agrees with the label; nothing is wrong."""
+    """Share of the examples where "the written phrase is the given one" agrees with the label.
+
+    A phrase that names nothing ("", "the") is wrong whatever the label.
+    """
     pairs = list(zip(out.predictions, out.examples, strict=True))
-    return _mean([bool(p.strip()) and same_referent(p, e.target) == bool(e.choice) for p, e in pairs])
+    return _mean([bool(_named(p)) and same_referent(p, e.target) == bool(e.choice) for p, e in pairs])
 
 
 def _mcc(out: Outputs) -> float:

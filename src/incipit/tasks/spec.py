@@ -60,14 +60,14 @@ class TaskSpec:
     test: str = ""
     split: Mapping[str, float] = field(default_factory=dict)
     """{validation = 0.1, test = 0.1, seed = 0}: shares of train to carve where no source is named. Equal
-    inputs stay on one side. Nothing is ever carved from test."""
+    inputs, and the examples of one group, stay on one side. Nothing is ever carved from test."""
     shots: int = 0
     """Keep k training examples per class (kinds without classes: k in all); 0: all."""
     shots_seed: int = 0
     """Seed of the choice by `shots` and `limit`."""
     limit: int = 0
-    """Keep a seeded choice of at most this many examples of each split; 0: all. Streaming: the first ones of
-    validation and test; train is not cut."""
+    """Keep a seeded choice of at most this many examples of each split, in whole groups; 0: all. Streaming: the
+    first ones of validation and test; train is not cut."""
     demonstrations: int = 0
     """Write k worked training examples before each input, class-balanced, never the example itself."""
     demonstrations_seed: int = 0

@@ -18,13 +18,13 @@ from incipit.tasks.example import Example
 
 
 def carve(examples: Sequence[Example], shares: Mapping[str, float], seed: int) -> dict[str, list[Example]]:
-    """Split into "train" and the named shares; examples with equal inputs stay together, so nothing leaks.
+    """Split into "train" and the named shares; examples of one group, or with equal inputs, stay together.
 
     Raises DataError when a side would be empty.
     """
     groups: dict[object, list[int]] = {}
     for i, example in enumerate(examples):
-        groups.setdefault(example.input or example.messages[:-1], []).append(i)
+        groups.setdefault(example.group or example.input or example.messages[:-1], []).append(i)
     order = list(groups.values())
     random.Random(seed).shuffle(order)
     sides: dict[str, list[int]] = {name: [] for name in shares}
@@ -56,10 +56,32 @@ def k_shots(examples: Sequence[Example], k: int, seed: int, words: Sequence[str]
 
 
 def subset(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:
-    """At most `limit` examples, chosen by seed: the first rows of a file sorted by label are one-sided."""
+    """At most `limit` examples, chosen by seed: the first rows of a file sorted by label are one-sided.
+
+    Groups stay whole, since a metric that judges a group on a part of it judges too mildly. Raises DataError where
+    none fits.
+    """
     if len(examples) <= limit:
         return list(examples)
+    if any(example.group for example in examples):
+        return _whole_groups(examples, limit, seed)
     return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), limit))]
+
+
+def _whole_groups(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:
+    groups: dict[object, list[int]] = {}
+    for i, example in enumerate(examples):
+        groups.setdefault(example.group or i, []).append(i)
+    order, kept = list(groups.values()), list[int]()
+    random.Random(seed).shuffle(order)
+    for members in order:
+        if len(kept) + len(members) <= limit:
+            kept += members
+    if not kept:
+        raise DataError(
+            f"limit = {limit} is less than any question has examples ({min(map(len, order))} or more); raise it"
+        )
+    return [examples[i] for i in sorted(kept)]
 
 
 def _classes(examples: Sequence[Example], words: Sequence[str], seed: int) -> list[tuple[str, list[int]]]:
@@ -96,7 +118,7 @@ class Demonstrated(Sequence[Example]):
         self.places = list(range(k))
         draw.shuffle(self.places)  # so that the classes are mixed
         for (word, members), quota in zip(classes, self.quotas, strict=True):
-            if len({pool[i].input for i in members}) <= quota:
+            if quota and len({pool[i].input for i in members}) <= quota:
                 what = f"class {word!r}" if words else "train"
                 raise DataError(
                     f"demonstrations = {k} takes {quota} of {what}, which has {len(members)} examples, and "
@@ -111,8 +133,8 @@ class Demonstrated(Sequence[Example]):
         return [chosen[place] for place in self.places]
 
     def _with(self, example: Example) -> Example:
-        shown = [_worked(e) for e in self._shown(example)]
-        return replace(example, input="\n\n".join([*shown, example.input]))
+        lead = "".join(f"{_worked(e)}\n\n" for e in self._shown(example))
+        return replace(example, input=lead + example.input, worked=len(lead))
 
     def __len__(self) -> int:
         return len(self.examples)

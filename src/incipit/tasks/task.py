@@ -28,7 +28,7 @@ from incipit.tasks.example import Example
 from incipit.tasks.kinds import builder
 from incipit.tasks.labels import Labels
 from incipit.tasks.records import Problems, Record, read, split_files
-from incipit.tasks.reshape import reshaped
+from incipit.tasks.reshape import OTHERWISE_IN_TRAIN, reshaped
 from incipit.tasks.spec import SPLITS, TaskSpec
 
 __all__ = ["BUILTIN", "Task", "TaskSpec", "builtin", "builtin_names"]
@@ -151,28 +151,40 @@ class Task:
             return self._read.get(split, [])
         shares = {name: self.spec.split[name] for name in ("test", "validation") if name in self.spec.split}
         if shares and (split == "train" or split in shares):
-            whole = self._all("train")
-            self._read |= splits.carve(whole, shares, int(self.spec.split.get("seed", 0)))
+            self._read |= self._parted(shares, int(self.spec.split.get("seed", 0)))
         else:
             self._read[split] = self._all(split)
         return self._read[split]
 
-    def _all(self, split: str) -> list[Example]:
-        """All examples of a source; of a streaming task the first `limit`."""
+    def _parted(self, shares: Mapping[str, float], seed: int) -> dict[str, list[Example]]:
+        """Train and what is carved from it; what is carved is read as a split to judge by is."""
+        if self.spec.reshape not in OTHERWISE_IN_TRAIN:
+            return splits.carve(self._all("train"), shares, seed)
+        sides = splits.carve(self._all("train", read_as="validation"), shares, seed)
+        kept = {(e.source, e.input) for e in sides["train"]}
+        return sides | {"train": [e for e in self._all("train") if (e.source, e.input) in kept]}
+
+    def _all(self, split: str, read_as: str = "") -> list[Example]:
+        """All examples of a source; of a streaming task the first `limit`. Raises DataError where none is left."""
         problems = Problems()
-        rows = self._source(split, problems)
+        rows = self._source(split, problems, read_as)
         kept = list(itertools.islice(rows, self.spec.limit) if self.spec.streaming else rows)
         problems.check()
+        if not kept:
+            raise DataError(
+                f"{getattr(self.spec, split)!r}: the reshape {self.spec.reshape!r} leaves no example for the split "
+                f"{split!r}; name data that it is meant for"
+            )
         return kept
 
-    def _source(self, split: str, problems: Problems) -> Iterator[Example]:
+    def _source(self, split: str, problems: Problems, read_as: str = "") -> Iterator[Example]:
         source: str = getattr(self.spec, split)
         records = read(source, problems=problems, base=self.base, split=split, streaming=self.spec.streaming)
         for record in records:
             try:
                 examples = [
                     self._build(Record(fields, record.source))
-                    for fields in reshaped(self.spec.reshape, record.fields, split)
+                    for fields in reshaped(self.spec.reshape, record.fields, read_as or split)
                 ]
             except DataError as error:
                 problems.add(record.source, str(error))
