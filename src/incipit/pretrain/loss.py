@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from incipit.batch import IGNORE, Batch, Encoded, collate
@@ -55,28 +56,32 @@ def objective(model: Any) -> Callable[[Batch], tuple[Tensor, Tensor]]:
             states = states[:, batch.input_ids.shape[1] - 1 : -1]  # [B, T - 1, H]
         else:
             start = torch.full_like(batch.target_ids[:, :1], model.config.decoder_start_token_id)
-            shifted = torch.cat([start, batch.target_ids[:, :-1]], dim=1)
-            encoded = model.encoder(
-                input_ids=batch.input_ids, attention_mask=batch.input_mask
-            ).last_hidden_state
+            shifted = _widened(torch.cat([start, batch.target_ids[:, :-1]], dim=1))
+            ids, seen = _widened(batch.input_ids), _widened(batch.input_mask)
+            encoded = model.encoder(input_ids=ids, attention_mask=seen).last_hidden_state
             states = model.decoder(
-                input_ids=shifted,
-                encoder_hidden_states=encoded,
-                encoder_attention_mask=batch.input_mask,
-                use_cache=False,
-            ).last_hidden_state
+                input_ids=shifted, encoder_hidden_states=encoded, encoder_attention_mask=seen, use_cache=False
+            ).last_hidden_state[:, : batch.labels.shape[1]]
             states = states * model.config.d_model**-0.5  # the scale of a T5 whose head is its embedding
         kept = batch.labels != IGNORE  # [B, U]
         chosen = states[kept]  # [N, H]
         if torch.is_autocast_enabled(chosen.device.type):
             chosen = chosen.to(torch.bfloat16)
         with torch.autocast(chosen.device.type, enabled=False):
-            each = token_loss(chosen, model.lm_head.weight, batch.labels[kept])  # [N]
+            asked = _widened(batch.labels[kept][None], 256)[0]  # [N + more]
+            rows = F.pad(chosen, (0, 0, 0, len(asked) - len(chosen)))
+            each = token_loss(rows, model.lm_head.weight, asked)[: len(chosen)]  # [N]
         owner = kept.nonzero()[:, 0]  # row of each label token
         nll = torch.zeros(len(batch), device=each.device).index_add(0, owner, each)
         return nll, kept.sum(1)
 
     return run
+
+
+def _widened(ids: Tensor, to: int = 32) -> Tensor:
+    """[B, T] with zeros (False) after it, up to a multiple of `to`: few shapes recur, and a CPU keeps what it has
+    prepared for a shape."""
+    return F.pad(ids, (0, -ids.shape[1] % to))
 
 
 def held_out(
