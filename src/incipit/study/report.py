@@ -31,10 +31,10 @@ JUDGING = (
     "here. That the test examples are a sample too is not weighed: a point or two may be of these examples."
 )
 PLURAL = {claims.HOLDS: "hold", claims.FAILS: "fail"}
-ALONE, ALL = (
+ALONE, MEAN = (
     "each alone",
-    "all tasks",
-)  # where a published value stands beside members, or beside the mean over tasks
+    "mean over ",
+)  # what a published value is of: an ensemble's members, the mean over tasks
 HTML, MARKDOWN, FIGURES = "report.html", "report.md", "figures"
 
 
@@ -157,7 +157,8 @@ def _means(mine: Sequence[Point], values: Sequence[Mapping[str, Any]]) -> list[B
     paper: dict[tuple[str, ...], str] = {}
     for p in mine:
         rest = tuple(label for axis, label in p.place.coordinates.items() if axis != "task")
-        printed = [v for v in values if v["where"].get("on") == ALL and _matches(v, p, ALL)]
+        on = MEAN + ", ".join(tasks)
+        printed = [v for v in values if v.get("where", {}).get("on") == on and _matches(v, p, on)]
         for v in printed:
             paper[rest] = f"{v['value']} ({v['source']})"
         if p.numbers("test"):
@@ -239,7 +240,7 @@ def _costs(point: Point, extras: Sequence[str]) -> list[str]:
         f"{row['parameters']:,}",
         f"{row['extra'].get('bytes', 0):,}",
         f"{_mean(point.numbers('seconds')):.0f}",
-        *(f"{_mean(found):.3g}" if (found := point.numbers(name)) else "" for name in extras),
+        *(f"{_mean(found):.4g}" if (found := point.numbers(name)) else "" for name in extras),
     ]
 
 

@@ -84,7 +84,11 @@ def _against(claim: Claimed, left: Found, right: Found, found: Estimate) -> str:
         for side, values in (("left", left), ("right", right))
     ]
     won = sum(statistics.fmean(left[k]) > statistics.fmean(right[k]) for k in left)
-    return f"{' minus '.join(sides)}: {gap(found, what)} over {len(left)} pair(s) of settings, above in {won}"
+    told = "" if what == "test" else f"{what}, "
+    told += (
+        f"{' minus '.join(sides)}: {gap(found, what)} over {len(left)} pair(s) of settings, above in {won}"
+    )
+    return told
 
 
 def _gap_shrinks(claim: Claimed, points: Points) -> Judged:
