@@ -154,6 +154,8 @@ def test_a_gap_that_opens_contradicts_and_one_that_was_never_there_shows_nothing
          [0.5, 0.51], [0.54, 0.55], "not visible here"),  # 4.0 ± 0.7, not within 3 and not surely beyond
         ({"rule": "steady"}, [0.5, 0.51], [0.8, 0.81], "holds"),
         ({"rule": "steady"}, [0.5, 0.9], [0.5, 0.9], "fails"),
+        ({"rule": "steady", "along": "length"}, [0.5, 0.51], [0.8, 0.81], "holds"),
+        ({"rule": "steady", "along": "method"}, [0.5, 0.51], [0.8, 0.81], "not run"),  # one method a length
         ({"rule": "steady"}, [0.5, 0.6], [0.6, 0.7], "fails"),  # the settings differ by no more than the seeds make
         ({"rule": "within", "what": "test", "at_least": 0.5}, [0.6, 0.62], [0.6, 0.6], "holds"),
         ({"rule": "within", "what": "test", "at_most": 0.5}, [0.6, 0.62], [0.6, 0.6], "fails"),
