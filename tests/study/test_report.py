@@ -1,6 +1,8 @@
 """The report: rules judge made-up records as a reader would by hand, and the page says what the records say."""
 
+import random
 import re
+import statistics
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from incipit import files
 from incipit.cli import main
 from incipit.errors import DataError, RecipeError
 from incipit.study import Study, claims, report
-from incipit.study.points import Points, error_of, mean_of
+from incipit.study.points import Points, estimate, mean_of
 
 Scores = dict[str, list[float]]
 
@@ -66,6 +68,7 @@ def verdict(points: Points, **claim: Any) -> tuple[str, str]:
         ([0.6, 0.62], [0.8, 0.82], "fails"),
         ([0.5, 0.9], [0.6, 0.7], "not visible here"),
         ([0.9], [0.1], "not visible here"),  # one seed says nothing of the spread
+        ([0.7, 0.74], [0.61, 0.65], "not visible here"),  # 9.0 ± 2.8: of two seeds a side 4.30 errors
     ],
 )
 def test_greater(study: Path, prompt: list[float], few: list[float], wanted: str) -> None:
@@ -81,7 +84,7 @@ def test_greater(study: Path, prompt: list[float], few: list[float], wanted: str
     if wanted == "holds":  # means .81 and .61; each error is sqrt(.0002 / 2) = .01
         assert (
             verdict(points, **rule)[1]
-            == "prompt minus few-shot: +20.0 ± 1.4 points over 1 pair(s) of settings"
+            == "prompt (81.0) minus few-shot (61.0): +20.0 ± 1.4 points over 1 pair(s) of settings, above in 1"
         )
     assert verdict(Points.of(plan, []), **rule) == ("not run", "no records")
 
@@ -102,7 +105,30 @@ def test_the_gap_shrinks(study: Path, gaps: tuple[float, float], wanted: str) ->
         "right": {"method": "prompt"},
     }
     found = verdict(Points.of(plan, made(plan, "size", numbers)), along="size", **rule)
-    assert found[0] == wanted and f"one {100 * gaps[0]:+.1f}, two {100 * gaps[1]:+.1f}" in found[1]
+    told = ", ".join(
+        f"{n} {100 * gap:+.1f} (81.0, {81 - 100 * gap:.1f})"
+        for n, gap in zip(("one", "two"), gaps, strict=True)
+    )
+    assert found[0] == wanted and f"model minus prompt by size: {told}; first minus last" in found[1]
+
+
+def test_a_gap_that_opens_contradicts_and_one_that_was_never_there_shows_nothing(study: Path) -> None:
+    plan = Study.read("toy")
+    rule = {"rule": "gap_shrinks", "experiment": "size", "along": "size"}
+    sides = {"left": {"method": "model"}, "right": {"method": "prompt"}}
+
+    def told(one: float, two: float) -> tuple[str, str]:
+        numbers = {("model", "one"): [0.8, 0.82], ("model", "two"): [0.8, 0.82]}
+        numbers |= {("prompt", "one"): [one, one + 0.02], ("prompt", "two"): [two, two + 0.02]}
+        return verdict(Points.of(plan, made(plan, "size", numbers)), **rule, **sides)
+
+    assert told(0.8, 0.5)[0] == "fails"
+    assert told(0.8, 0.95)[0] == "not visible here"  # the prompt passes by, from no gap
+    one = made(plan, "size", {("model", "one"): [0.8, 0.82], ("prompt", "one"): [0.5, 0.52]})
+    assert verdict(Points.of(plan, one), **rule, **sides) == (
+        "not run",
+        "fewer than two labels of size were run",
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,13 +139,34 @@ def test_the_gap_shrinks(study: Path, gaps: tuple[float, float], wanted: str) ->
         ({"rule": "saturates", "along": "length", "steps": ["2", "4", "4"]}, [0.5, 0.52], [0.8, 0.82], "holds"),
         ({"rule": "saturates", "along": "length", "steps": ["2", "2", "4"]}, [0.5, 0.52], [0.8, 0.82],
          "not visible here"),
+        ({"rule": "saturates", "along": "length", "steps": ["2", "4", "4"]}, [0.8, 0.82], [0.5, 0.52], "fails"),
+        ({"rule": "saturates", "along": "length", "steps": ["2", "4", "2"]}, [0.5, 0.52], [0.8, 0.82], "fails"),
+        ({"rule": "ordered", "along": "length", "strict": True}, [0.5, 0.52], [0.8, 0.82], "holds"),
+        ({"rule": "no_worse", "left": {"length": "2"}, "right": {"length": "4"}, "margin": 0.02},
+         [0.5, 0.501], [0.505, 0.504], "holds"),
+        ({"rule": "no_worse", "left": {"length": "2"}, "right": {"length": "4"}, "margin": 0.02},
+         [0.4, 0.401], [0.505, 0.504], "fails"),
+        ({"rule": "no_worse", "left": {"length": "2"}, "right": {"length": "4"}, "margin": 0.02},
+         [0.4, 0.6], [0.5, 0.5], "not visible here"),
         ({"rule": "equal", "left": {"length": "2"}, "right": {"length": "4"}}, [0.5, 0.501], [0.505, 0.504], "holds"),
         ({"rule": "equal", "left": {"length": "2"}, "right": {"length": "4"}}, [0.5, 0.501], [0.6, 0.601], "fails"),
+        ({"rule": "equal", "left": {"length": "2"}, "right": {"length": "4"}, "margin": 0.03},
+         [0.5, 0.51], [0.54, 0.55], "not visible here"),  # 4.0 ± 0.7, not within 3 and not surely beyond
         ({"rule": "steady"}, [0.5, 0.51], [0.8, 0.81], "holds"),
         ({"rule": "steady"}, [0.5, 0.9], [0.5, 0.9], "fails"),
-        ({"rule": "within", "what": "test", "at_least": 0.5}, [0.5, 0.7], [0.6, 0.6], "holds"),
-        ({"rule": "within", "what": "test", "at_most": 0.5}, [0.5, 0.7], [0.6, 0.6], "fails"),
-        ({"rule": "above", "what": "test", "than": "extra.random"}, [0.5, 0.7], [0.6, 0.6], "holds"),
+        ({"rule": "steady", "along": "length"}, [0.5, 0.51], [0.8, 0.81], "holds"),
+        ({"rule": "steady", "along": "method"}, [0.5, 0.51], [0.8, 0.81], "not run"),  # one method a length
+        ({"rule": "steady"}, [0.5, 0.6], [0.6, 0.7], "fails"),  # the settings differ by no more than the seeds make
+        ({"rule": "within", "what": "test", "at_least": 0.5}, [0.6, 0.62], [0.6, 0.6], "holds"),
+        ({"rule": "within", "what": "test", "at_most": 0.5}, [0.6, 0.62], [0.6, 0.6], "fails"),
+        ({"rule": "within", "what": "test", "at_least": 0.5}, [0.5, 0.7], [0.6, 0.6], "not visible here"),
+        ({"rule": "within", "what": "test", "at_least": 0.5, "exact": True}, [0.5, 0.7], [0.6, 0.6], "holds"),
+        ({"rule": "within", "what": "test", "at_least": 0.5, "exact": True}, [0.49, 0.9], [0.9, 0.9], "fails"),
+        ({"rule": "above", "what": "test", "than": "extra.random"}, [0.5, 0.52], [0.6, 0.6], "holds"),
+        ({"rule": "above", "what": "test", "than": "extra.random"}, [0.1, 0.12], [0.1, 0.1], "fails"),
+        ({"rule": "above", "what": "test", "than": "extra.random"}, [0.2, 0.7], [0.3, 0.31], "not visible here"),
+        ({"rule": "above", "what": "test", "than": "extra.random", "along": "length"}, [0.5, 0.52], [0.3, 0.32],
+         "not visible here"),  # of one length only
         ({"rule": "ratio", "what": "test", "left": {"length": "2"}, "right": {"length": "4"}, "at_most": 0.5},
          [0.1, 0.1], [0.4, 0.4], "holds"),
     ],
@@ -137,11 +184,12 @@ def test_an_axis_is_judged_over_the_settings_that_every_label_has(study: Path) -
     plan = Study.read("toy")
     rows = made(plan, "size", {("prompt", "one"): [0.7, 0.71], ("prompt", "two"): [0.8, 0.81]})
     rule = {"rule": "ordered", "experiment": "size", "along": "size", "labels": ["one", "two"]}
-    assert verdict(Points.of(plan, rows), **rule) == ("holds", "one: 70.5 ± 0.5, two: 80.5 ± 0.5")
+    wanted = ("holds", "one: 70.5 ± 0.5, two: 80.5 ± 0.5; last minus first +10.0 ± 0.7 points")
+    assert verdict(Points.of(plan, rows), **rule) == wanted
     rows += made(
         plan, "size", {("model", "one"): [0.1, 0.11]}
     )  # of the other size there is none: it is left out
-    assert verdict(Points.of(plan, rows), **rule) == ("holds", "one: 70.5 ± 0.5, two: 80.5 ± 0.5")
+    assert verdict(Points.of(plan, rows), **rule) == wanted
     assert verdict(Points.of(plan, rows[-2:]), **rule) == ("not run", "not every setting was run")
 
 
@@ -157,6 +205,8 @@ def test_away_from_home(study: Path) -> None:
     }
     found = verdict(Points.of(plan, rows), **rule)
     assert found[0] == "holds" and "+20.0" in found[1] and "in its own domain -10.0 ± 0.7" in found[1]
+    found = verdict(Points.of(plan, rows), matched=0.02, **rule)
+    assert found[0] == "not visible here" and found[1].endswith("not matched there (margin 2.0)")
 
 
 def test_many_tests_of_one_seed_are_one_number(study: Path) -> None:
@@ -208,8 +258,79 @@ def test_only_rows_of_these_settings_and_the_newest_data(study: Path) -> None:
 
 def test_means_and_errors() -> None:
     assert mean_of([[0.0, 1.0], [1.0]]) == 0.75  # each setting counts once
-    assert error_of([[0.0, 1.0], [0.0, 1.0]]) == pytest.approx((2 * 0.25) ** 0.5 / 2)
-    assert error_of([[1.0]]) == float("inf")
+    found = estimate(
+        (1.0, [[0.0, 1.0], [0.0, 1.0]])
+    )  # s² / n = .25 each; two groups of one degree of freedom: t = 4.30
+    assert found.error == pytest.approx((2 * 0.25) ** 0.5 / 2)
+    assert found.reach == pytest.approx(4.30 * found.error)
+    assert estimate((1.0, [[1.0]])).error == float("inf")
+    three = [[0.0, 0.1, 0.2]]
+    assert estimate((1.0, three), (-1.0, three)).reach == pytest.approx(2.78 * (2 * 0.01 / 3) ** 0.5)
+    assert estimate((1.0, three), (-1.0, [[0.1, 0.1, 0.1]])).reach == pytest.approx(
+        4.30 * (0.01 / 3) ** 0.5
+    )  # one side
+    assert not estimate((1.0, [[0.1, 0.1]]), (-1.0, [[0.1, 0.1]])).seen
+    assert estimate((1.0, [[0.2, 0.2]]), (-1.0, [[0.1, 0.1]])).seen  # nothing spreads
+
+
+def test_an_interval_covers_what_is_not_there() -> None:
+    """Of 2,000 differences of nothing, three seeds a side, some 5 % are seen; of twice the error 12 % would be."""
+    draw = random.Random(0)
+    pairs = [[[draw.gauss(0, 1) for _ in range(3)] for _ in range(2)] for _ in range(2000)]
+    found = [estimate((1.0, [one]), (-1.0, [other])) for one, other in pairs]
+    assert 0.02 < statistics.fmean(f.seen for f in found) < 0.055
+    assert 0.08 < statistics.fmean(abs(f.value) > 2 * f.error for f in found) < 0.14
+
+
+def test_a_claim_of_several_statements(study: Path) -> None:
+    plan = Study.read("toy")
+    rows = made(plan, "length", {("2",): [0.5, 0.52], ("4",): [0.8, 0.82]})
+    points = Points.of(plan, rows)
+    rise = {"says": "rises", "rule": "ordered", "experiment": "length", "along": "length"}
+    high = {"says": "high", "rule": "within", "experiment": "length", "what": "test", "at_least": 0.9}
+    gap = {"says": "gap", "rule": "greater", "experiment": "size", "left": {"method": "prompt"},
+           "right": {"method": "model"}}  # fmt: skip
+    assert verdict(points, parts=[rise]) == (
+        "holds",
+        "rises: holds (2: 51.0 ± 1.0, 4: 81.0 ± 1.0; last minus first +30.0 ± 1.4 points)",
+    )
+    told = verdict(points, parts=[rise, high, gap])
+    assert (
+        told[0] == "fails"
+        and "; high: fails (test: 0.66" in told[1]
+        and "gap: not run (no records)" in told[1]
+    )
+    assert verdict(points, parts=[rise, gap])[0] == "not run"
+    assert verdict(Points.of(plan, []), parts=[rise, high]) == ("not run", "no records")
+    assert (
+        verdict(points, parts=[{**gap, "experiment": "other"}])[1] == "this scale has no experiment 'other'"
+    )
+    with pytest.raises(RecipeError, match="claim 1, part 1 lacks 'says'"):
+        verdict(points, parts=[{k: v for k, v in rise.items() if k != "says"}])
+
+
+def test_a_vote_is_judged_beside_its_prompts(study: Path) -> None:
+    plan = Study.read("toy")
+    (place,) = plan.places(["vote"])
+    rule = {
+        "rule": "above",
+        "experiment": "vote",
+        "what": "test",
+        "than": "member.test",
+        "beside": "extra.best",
+    }
+
+    def told(vote: float, each: list[float]) -> tuple[str, str]:
+        voted = row(place.cell, -1, vote, members=len(each), best=max(each))
+        return verdict(
+            Points.of(plan, [voted, *(row(place.cell, n, one) for n, one in enumerate(each))]), **rule
+        )
+
+    assert told(0.9, [0.7, 0.71]) == (
+        "holds",
+        "test minus member.test: +19.5 ± 0.5 points over 1 setting(s); not below extra.best in 1 of 1",
+    )
+    assert told(0.75, [0.6, 0.8])[0] == "not visible here"  # 5 ± 10 points
 
 
 def test_the_whole_way_on_the_command_line(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

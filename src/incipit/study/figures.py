@@ -14,10 +14,19 @@ Series = Mapping[
 COLOURS = ("#cc3311", "#4477aa", "#228833", "#aa7733", "#aa3377", "#555555", "#66ccee")
 
 
-def lines(series: Series, places: Sequence[str], x: str, y: str, title: str, joined: bool = True) -> str:
+def lines(
+    series: Series,
+    places: Sequence[str],
+    x: str,
+    y: str,
+    title: str,
+    joined: bool = True,
+    log: bool = False,
+) -> str:
     """One line a series over named places, with bars of one deviation and a dot a seed; text of an <svg> element.
 
     joined: whether the places have an order; else no line joins them, and series that share a place stand side by side.
+    log: a logarithmic axis of numbers.
     """
     try:
         import matplotlib
@@ -50,9 +59,9 @@ def lines(series: Series, places: Sequence[str], x: str, y: str, title: str, joi
             axes.scatter(
                 [place] * len(numbers), [100 * v for v in numbers], s=9, color=colour, alpha=0.4, linewidth=0
             )
-    axes.set_xticks(range(len(places)), list(places), fontsize=8)
+    axes.set_xticks(range(len(places)), [_broken(place) for place in places], fontsize=8)
     axes.set_xlim(-0.4, len(places) - 0.6)
-    axes.set(xlabel=x, ylabel=y)
+    axes.set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
     axes.set_title(title, fontsize=9)
     axes.grid(axis="y", color="#eeeeee")
     axes.spines[["top", "right"]].set_visible(False)
@@ -63,3 +72,8 @@ def lines(series: Series, places: Sequence[str], x: str, y: str, title: str, joi
         figure.savefig(image, format="svg", metadata={"Date": None, "Creator": None})
     text = image.getvalue()
     return text[text.index("<svg") :]
+
+
+def _broken(name: str) -> str:
+    """A long name in lines, so that it does not reach its neighbour's."""
+    return name.replace("_", "\n") if len(name) > 10 else name

@@ -135,14 +135,47 @@ def _task_of(coordinates: Mapping[str, str], split: str) -> str:
     return f"task:{coordinates['task']}" if split == "task" else split
 
 
+# Student's t, 97.5 % (two-sided 95 %), of 1, 2, ... degrees of freedom; the last of more, too
+T = [
+    12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09
+]  # fmt: skip
+Groups: TypeAlias = Sequence[Sequence[float]]  # a setting, its numbers: one a seed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A weighted sum of means over settings. error: its standard error over seeds; reach: half its 95 % interval."""
+
+    value: float
+    error: float
+    reach: float
+
+    @property
+    def seen(self) -> bool:
+        """Whether zero lies outside the interval."""
+        return abs(self.value) > max(self.reach, 1e-9)  # sums of equal numbers differ in their last bits
+
+
+def estimate(*terms: tuple[float, Groups]) -> Estimate:
+    """Sum of w_j x the mean of group means, seeds drawn apart: error² = sum of w² s²/n / (number of groups)².
+
+    The interval is Student's, its degrees of freedom Welch and Satterthwaite's, rounded down: of three seeds a side
+    that spread alike 2.78 errors, not 2. It is infinite where a group is a single seed.
+    """
+    value = sum(weight * mean_of(groups) for weight, groups in terms)
+    parts, bound = [], 0.0
+    for weight, groups in terms:
+        for group in groups:
+            if len(group) < 2:
+                return Estimate(value, math.inf, math.inf)
+            part = (weight / len(groups)) ** 2 * statistics.variance(group) / len(group)
+            parts.append(part)
+            bound += part**2 / (len(group) - 1)
+    error = math.sqrt(sum(parts))
+    free = int(sum(parts) ** 2 / bound + 1e-9) if bound else len(T)
+    return Estimate(value, error, error * T[max(1, min(free, len(T))) - 1])
+
+
 def mean_of(groups: Iterable[Sequence[float]]) -> float:
     """Mean of the groups' means: each point counts once, whatever its number of seeds."""
     return statistics.fmean(statistics.fmean(group) for group in groups)
-
-
-def error_of(groups: Iterable[Sequence[float]]) -> float:
-    """Standard error of `mean_of`: sqrt(sum of s²/n) / number of groups; infinite where a group is a single seed."""
-    kept = list(groups)
-    if any(len(g) < 2 for g in kept):
-        return math.inf
-    return math.sqrt(sum(statistics.variance(g) / len(g) for g in kept)) / len(kept)

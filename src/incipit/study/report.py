@@ -14,18 +14,27 @@ from typing import Any
 
 from incipit import files, record
 from incipit.errors import DataError
-from incipit.study import claims, figures
+from incipit.study import claims, drawn
 from incipit.study.checks import AXES, Needed
 from incipit.study.page import Block, Figure, Heading, Table, Text, as_html, as_markdown
 from incipit.study.plan import Study
 from incipit.study.points import VOTED, Point, Points
 
 READING = (
-    "Scores are in percent on the test split, mean ± deviation over seeds; checkpoints were chosen on validation. "
-    "An answer that is no label word counts as wrong. Seconds are of one seed; seeds that train as a bundle share them."
+    "Scores are in percent, mean ± deviation over seeds, on the test split, or on validation where a task has no "
+    "other; checkpoints were chosen on validation. Where answers are written, one that is no label word counts as "
+    "wrong; where label words are ranked none can be, and the column legal tells how many freely written answers would "
+    "be label words. Seconds are of one seed; seeds that train as a bundle share them."
+)
+JUDGING = (
+    "± in the evidence is a standard error over seeds. What lies within its 95 % interval over seeds is not visible "
+    "here. That the test examples are a sample too is not weighed: a point or two may be of these examples."
 )
 PLURAL = {claims.HOLDS: "hold", claims.FAILS: "fail"}
-ELSEWHERE = "tested on"  # an axis of figures: the own test, then the shifted ones
+ALONE, MEAN = (
+    "each alone",
+    "mean over ",
+)  # what a published value is of: an ensemble's members, the mean over tasks
 HTML, MARKDOWN, FIGURES = "report.html", "report.md", "figures"
 
 
@@ -67,12 +76,13 @@ def build(study: Study, rows: Sequence[Mapping[str, Any]], only: Sequence[str] =
     counts = {v: sum(c.verdict == v for c in report.claims) for v in claims.VERDICTS}
     if report.claims:
         told = ", ".join(f"{count} {PLURAL.get(verdict, verdict)}" for verdict, count in counts.items())
-        add(Text(f"Of {len(report.claims)} claims: {told}."))
+        add(Text(f"Of {len(report.claims)} claims: {told}. {JUDGING}"))
         add(Heading(2, "Claims"))
         header = ["#", "claim", "paper", "verdict", "evidence"]
         add(Table(header, [[str(c.number), c.text, c.source, c.verdict, c.evidence] for c in report.claims]))
     for n, section in enumerate(story.get("sections", []), 1):
-        report.blocks += _section(Needed(section, f"study.toml: [[sections]] {n}"), points, published)
+        needed = Needed(section, f"study.toml: [[sections]] {n}")
+        report.blocks += _section(needed, points, published, study.experiments)
     report.blocks += _provenance(points)
     return report
 
@@ -104,8 +114,10 @@ def _optional(path: Path) -> dict[str, Any]:
     return files.read_toml(path) if files.exists(path) else {}
 
 
-def _section(section: Mapping[str, Any], points: Points, published: Mapping[str, Any]) -> list[Block]:
-    """Heading, what the paper shows, its printed tables, our figure and our table."""
+def _section(
+    section: Mapping[str, Any], points: Points, published: Mapping[str, Any], known: Mapping[str, Any]
+) -> list[Block]:
+    """Heading, what the paper shows, its printed tables, our figures and our table. known: this scale's experiments."""
     blocks: list[Block] = [
         Heading(2, str(section["title"])),
         Text(f"{section['paper']}. {section.get('about', '')}".strip()),
@@ -118,29 +130,37 @@ def _section(section: Mapping[str, Any], points: Points, published: Mapping[str,
         )
         if "note" in table:
             blocks.append(Text(str(table["note"])))
+    for name in section.get("share", []):
+        blocks += drawn.share(section, name, points.of_experiment(name))
     for name in section.get("experiments", []):
-        mine = [p for p in points.of_experiment(name) if p.rows]
+        whole = points.of_experiment(name)
+        mine = [p for p in whole if p.rows]
         if not mine:
-            blocks.append(Text(f"Ours, {name}: not run."))
+            blocks.append(Text(f"Ours, {name}: {'not run' if name in known else 'not at this scale'}."))
             continue
-        blocks += _drawn(section, name, mine)
+        blocks += drawn.scores(section, name, whole)
         values = [v for v in published.get("values", []) if v["experiment"] == name]
         blocks.append(Text(f"Ours, {name}:"))
         blocks.append(_table(mine, values, section))
-        blocks += _means(mine)
+        blocks += _means(mine, values)
         blocks += _neighbours(mine) if section.get("neighbours") else []
     return blocks
 
 
-def _means(mine: Sequence[Point]) -> list[Block]:
+def _means(mine: Sequence[Point], values: Sequence[Mapping[str, Any]]) -> list[Block]:
     """The benchmark's score, where several tasks were run: the mean over tasks of THE metric, seed by seed.
 
     As SuperGLUE: a task with two metrics counts by their mean, and every task alike.
     """
     tasks = dict.fromkeys(p.place.coordinates["task"] for p in mine)
     groups: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    paper: dict[tuple[str, ...], str] = {}
     for p in mine:
         rest = tuple(label for axis, label in p.place.coordinates.items() if axis != "task")
+        on = MEAN + ", ".join(tasks)
+        printed = [v for v in values if v.get("where", {}).get("on") == on and _matches(v, p, on)]
+        for v in printed:
+            paper[rest] = f"{v['value']} ({v['source']})"
         if p.numbers("test"):
             groups.setdefault(rest, {})[p.place.coordinates["task"]] = p.numbers("test")
     whole = {rest: found for rest, found in groups.items() if len(found) == len(tasks)}
@@ -149,10 +169,10 @@ def _means(mine: Sequence[Point]) -> list[Block]:
     rows = []
     for rest, found in whole.items():
         seeds = min(map(len, found.values()))
-        rows.append(
-            [", ".join(rest), _spread([statistics.fmean(f[n] for f in found.values()) for n in range(seeds)])]
-        )
-    return [Text(f"Mean over {len(tasks)} tasks ({', '.join(tasks)}):"), Table(["setting", "ours"], rows)]
+        mean = _spread([statistics.fmean(f[n] for f in found.values()) for n in range(seeds)])
+        rows.append([", ".join(rest), mean, *([paper.get(rest, "")] if paper else [])])
+    header = ["setting", "ours", *(["paper"] if paper else [])]
+    return [Text(f"Mean over {len(tasks)} tasks ({', '.join(tasks)}):"), Table(header, rows)]
 
 
 def _neighbours(mine: Sequence[Point]) -> list[Block]:
@@ -165,41 +185,6 @@ def _neighbours(mine: Sequence[Point]) -> list[Block]:
     return [told, Table(["setting", "token", "nearest"], rows)] if rows else []
 
 
-def _drawn(section: Mapping[str, Any], name: str, mine: Sequence[Point]) -> list[Block]:
-    """One figure for each task: score along the axis `x`, a line for each label of the other axes that vary.
-
-    x = "tested on": the own test beside the shifted ones. Methods and tests have no order, so no line joins them.
-    """
-    x = str(section.get("x", ""))
-    if x != ELSEWHERE and x not in mine[0].place.coordinates:
-        return []
-    blocks: list[Block] = []
-    axes = list(mine[0].place.coordinates)
-    apart = [a for a in axes if a not in ("task", x) and len({p.place.coordinates[a] for p in mine}) > 1]
-    for task in dict.fromkeys(p.place.coordinates["task"] for p in mine):
-        here = [p for p in mine if p.place.coordinates["task"] == task and p.numbers("test")]
-        series: dict[str, list[tuple[str, list[float]]]] = {}
-        for p in here:
-            label = ", ".join(p.place.coordinates[a] for a in apart) or p.place.coordinates["method"]
-            series.setdefault(label, []).extend(_along(p, x))
-        places = list(dict.fromkeys(place for points in series.values() for place, _ in points))
-        if len(places) > 1:
-            title = f"{section['title']}: {task}"
-            joined = x not in (ELSEWHERE, "method")
-            svg = figures.lines(series, places, x, "score on test, %", title, joined)
-            blocks.append(Figure(f"{name}-{task}", svg, f"{title}, mean and deviation over seeds"))
-    return blocks
-
-
-def _along(point: Point, x: str) -> list[tuple[str, list[float]]]:
-    """The places of a point on the axis x, with its numbers there."""
-    at = point.place.coordinates
-    if x != ELSEWHERE:
-        return [(at[x], point.numbers("test"))]
-    own = [(at["task"], point.numbers("test"))]
-    return own + [(what.removeprefix("shift:"), point.numbers(what)) for what in _shifts(point)]
-
-
 def _table(mine: Sequence[Point], values: Sequence[Mapping[str, Any]], section: Mapping[str, Any]) -> Table:
     """A row a point and split (its own test, then each shift), with the paper's value beside it."""
     extras = [str(name) for name in section.get("numbers", [])]
@@ -210,25 +195,41 @@ def _table(mine: Sequence[Point], values: Sequence[Mapping[str, Any]], section: 
     rows = []
     for p in mine:
         at, unprinted = [p.place.coordinates[a] for a in axes], str(section.get("unprinted", "not printed"))
-        for what in ("test", *_shifts(p)):
+        for what in ("test", *drawn.shifts(p)):
             numbers = p.numbers(what)
             on = what.removeprefix("shift:") if what != "test" else p.place.coordinates["task"]
             paper = [f"{v['value']} ({v['source']})" for v in values if _matches(v, p, on)]
             if numbers:
                 seeds = p.rows[0]["extra"].get("members", len(numbers))
                 rows.append(
-                    [*at, on, _spread(numbers), str(seeds), *(paper or [unprinted])[:1], *_costs(p, extras)]
+                    [
+                        *at,
+                        on,
+                        _spread(numbers) + _apart(p, what),
+                        str(seeds),
+                        *(paper or [unprinted])[:1],
+                        *_costs(p, extras),
+                    ]
                 )
         if p.place.cell.do == "ensemble" and (each := p.numbers("member.test")):
             told = f"{_spread(each)}, best {100 * max(each):.1f}"
-            rows.append([*at, "each alone", told, str(len(each)), unprinted, *[""] * len(costs)])
+            paper = [f"{v['value']} ({v['source']})" for v in values if _matches(v, p, ALONE)]
+            row = [*at, ALONE, told, str(len(each)), *(paper or [unprinted])[:1]]
+            rows.append([*row, *[""] * len(costs)])
     header = [*axes, "tested on", "ours", "seeds", "paper", *costs]
     said = [n for n in range(len(header)) if any(row[n] for row in rows)]  # an encoder has no legal rate
     return Table([header[n] for n in said], [[row[n] for n in said] for row in rows])
 
 
-def _shifts(point: Point) -> list[str]:
-    return list(dict.fromkeys(n for row in point.rows for n in row["scores"] if n.startswith("shift:")))
+def _apart(point: Point, what: str) -> str:
+    """ " (f1_binary 84.3, accuracy 76.3)": the further metrics of a task that has several, by their means."""
+    split = "validation" if what == "test" and "test" not in point.rows[0]["scores"] else what
+    names = [name for name in point.rows[0]["scores"].get(split, {}) if name != "legal_rate"][1:]
+    if point.place.cell.recipe.mixture is not None:
+        names = list(point.place.cell.recipe.mixed[point.place.coordinates["task"]].metric_names()[1:])
+    found = [(name, point.numbers(f"{what}.{name}")) for name in names]
+    told = ", ".join(f"{name} {100 * _mean(numbers):.1f}" for name, numbers in found if numbers)
+    return f" ({told})" if told else ""
 
 
 def _costs(point: Point, extras: Sequence[str]) -> list[str]:
@@ -239,7 +240,7 @@ def _costs(point: Point, extras: Sequence[str]) -> list[str]:
         f"{row['parameters']:,}",
         f"{row['extra'].get('bytes', 0):,}",
         f"{_mean(point.numbers('seconds')):.0f}",
-        *(f"{_mean(found):.3g}" if (found := point.numbers(name)) else "" for name in extras),
+        *(f"{_mean(found):.4g}" if (found := point.numbers(name)) else "" for name in extras),
     ]
 
 
