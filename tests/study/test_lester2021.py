@@ -20,7 +20,7 @@ from incipit.tasks import catalogue
 FOLDER = Path(__file__).parents[2] / "studies" / "lester2021"
 SIZES = ["small", "base", "large", "xl", "xxl"]
 SUPERGLUE = ["boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"]
-FEW = ["train.steps=1", "train.batch=2", "train.eval_every=1", "train.eval_limit=2", "train.seeds=[0]"]
+FEW = ["train.steps=1", "train.batch=2", "train.eval_every=1", "train.eval_limit=4", "train.seeds=[0]"]
 FEW += ["backbone.dtype=float32", "backbone.device=cpu", "decode.max_new_tokens=2"]
 LADDER = sorted((FOLDER / "ladder").glob("*.toml"))
 
