@@ -286,27 +286,30 @@ def test_a_mistake_of_ours_is_told_without_its_message(site: Any, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("task", "asked"),
+    ("task", "asked", "says"),
     [
         (
             {"input": "{text} {referent}", "reshape": "wsc"},
-            {"text": "a b", "span2_text": "b", "span2_index": "1"},
+            {"text": "a b", "span2_text": "b", "span2_index": "one"},
+            "field 'span2_index' holds 'one'; write the pronoun's place among the words",
         ),
-        ({"input": "{paragraph}", "reshape": "multirc"}, {"passage": {"text": "a", "questions": [3]}}),
-        ({"input": 7}, "x"),
-        ({"input": "{text}", "words": 7}, "x"),
-        ({"input": "{text}", "words": [None, 3]}, "x"),
-        ({"input": None}, "x"),
+        (
+            {"input": "{paragraph}", "reshape": "multirc"},
+            {"passage": {"text": "a", "questions": [3]}},
+            "field 'passage.questions.0' is a number, not an object",
+        ),
+        ({"input": 7}, "x", "does not fit the text form"),
+        ({"input": "{text}", "words": 7}, "x", "does not fit the text form"),
+        ({"input": "{text}", "words": [None, 3]}, "x", "does not fit the text form"),
+        ({"input": None}, "x", "does not fit the text form"),
     ],
 )
-def test_a_record_or_a_form_of_other_types(site: Any, task: Any, asked: Any) -> None:
+def test_a_record_or_a_form_of_other_types(site: Any, task: Any, asked: Any, says: str) -> None:
     site.store.versions["mood"].card["task"] = {"kind": "classification", **task}
-    refused(
-        site.post(CLASSIFY, model="mood", input=asked), 422, "invalid_input", "does not fit the text form"
-    )
+    refused(site.post(CLASSIFY, model="mood", input=asked), 422, "invalid_input", says)
     if isinstance(asked, str):
         reply = site.post(COMPLETE, model="mood", prompt=asked, form=True)
-        refused(reply, 422, "invalid_input", "does not fit the text form")
+        refused(reply, 422, "invalid_input", says)
     assert site.store.pins == 0
 
 
