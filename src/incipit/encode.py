@@ -14,15 +14,7 @@ def encode(backbone: Backbone, example: Example, *, room: int = 0, end: bool = T
     if example.messages:
         messages = [{"role": m.role, "content": m.content} for m in example.messages]
         return backbone.encode_chat(messages, room=room, source=example.source)
-    return backbone.encode(
-        example.input,
-        example.target,
-        choice=example.choice,
-        end=end,
-        room=room,
-        source=example.source,
-        spare=example.worked,
-    )
+    return question(backbone, example, room=room, answer=example.target, end=end)
 
 
 def question(
