@@ -300,7 +300,7 @@ def test_all_problems_of_the_settings_at_once() -> None:
         )
     said = str(caught.value)
     for words in (
-        "the settings has 5 problems",
+        "the settings: 5 problems",
         "prune.token_ratios.1: needs a number below 1",
         "prune.rewnd: unknown key; did you mean 'rewind'?",
         "prune.early: needs a number above 0",

@@ -29,7 +29,7 @@ def problems(table: Mapping[str, object], *overrides: str) -> list[str]:
     head, *lines = str(caught.value).splitlines()
     if not lines:
         return [head.removeprefix("the recipe: ")]
-    assert head == f"the recipe has {len(lines)} problems:"
+    assert head == f"the recipe: {len(lines)} problems:"
     return [line.strip() for line in lines]
 
 
@@ -116,7 +116,7 @@ def test_all_problems_at_once() -> None:
         ("prompt.text=x", "prompt.text: only prompt.start = \"text\" reads it; got 'x'; remove it, or set"),
         ('prompt.sites=["decoder"]', 'prompt.sites: only prompt.kind = "prefix" reads it'),
         ("prompt.hidden=64", 'prompt.hidden: only prompt.reparametrise = "mlp" or "lstm" reads it; got 64'),
-        ('prompt.attention="isolatd"', 'prompt.attention: needs one of "joint", "isolated"; got'),
+        ('prompt.attention="isolatd"', 'prompt.attention: needs one of "joint", "isolated", "joint-causal",'),
         ("prompt.head_lr=1", 'prompt.head_lr: only prompt.readout = "head" reads it; got 1'),
         ("prompt.layout=a {sft} {soft}", "prompt.layout: no part is named {sft}; got 'a {sft} {soft}'; did"),
         ("prompt.layout={soft}{soft}", "prompt.layout: names {soft} 2 times; got '{soft}{soft}'; write"),

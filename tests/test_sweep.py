@@ -87,7 +87,7 @@ def test_words_of_the_errors(text: str, words: str) -> None:
 def test_all_problems_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
         axes(["lr=0.1", "train.lr=0.2", "lenght=3"])
-    assert str(caught.value).splitlines()[0] == "the sweep has 2 problems:"
+    assert str(caught.value).splitlines()[0] == "the sweep: 2 problems:"
     assert "train.lr is swept already; got 'train.lr=0.2'; write all its values in one --sweep" in str(
         caught.value
     )

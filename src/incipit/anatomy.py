@@ -20,7 +20,7 @@ from torch import Tensor
 from incipit import files
 from incipit.backbones import Backbone
 from incipit.errors import PromptError, nearest
-from incipit.prompts import Framed, Isolated, PrefixPrompt, Prompt, Reading, RowPrompt
+from incipit.prompts import Framed, PrefixPrompt, Prompt, Reading, RowPrompt, Visibility
 
 SAME = 0.99  # rows of this cosine or more are duplicates
 CHUNK = 8192  # pieces of the vocabulary compared at once
@@ -129,7 +129,7 @@ def inspect(prompt: Prompt, backbone: Backbone, neighbours: int = 5, words: Sequ
 
 def _unframed(prompt: Prompt) -> tuple[Prompt | None, Sequence[int], Sequence[int]]:
     """The trained prompt inside, and the ids of the constant text before and after it."""
-    inner: Prompt | None = prompt.inner if isinstance(prompt, Isolated | Reading) else prompt
+    inner: Prompt | None = prompt.inner if isinstance(prompt, Visibility | Reading) else prompt
     if isinstance(inner, Framed):
         return inner.inner, inner.before_ids, inner.after_ids
     return inner, (), ()

@@ -199,6 +199,9 @@ def model_card(card: Mapping[str, Any]) -> str:
         body.append(f"- label words: {', '.join(task['words'])}")
     if card["prompt"].get("kind") == "isolated":
         body.append("- attention: isolated (the prompt does not see the input)")
+    if within := card["prompt"].get("within"):
+        seen = "the rows before it" if within == "before" else "itself alone"
+        body.append(f"- visibility: of the prompt a row sees {seen}")
     if pruned := card.get("pruned"):
         body.append(f"- pruned: {pruned['kept']:,} of {pruned['numbers']:,} numbers kept")
     return "\n".join([*head, *body, *cards.last_lines(card)])

@@ -14,9 +14,9 @@ from torch import Tensor
 from incipit.backbones import Backbone, EncoderBackbone
 from incipit.errors import PromptError, nearest
 from incipit.prompts import (
+    ATTENTIONS,
     Framed,
     InputPrompt,
-    Isolated,
     PrefixPrompt,
     Prompt,
     Reading,
@@ -25,10 +25,9 @@ from incipit.prompts import (
     split_layout,
 )
 from incipit.prompts.prefix import rows_of
-from incipit.prompts.starts import STARTS, Slots, labelled, sampled, uniform, worded
+from incipit.prompts.starts import DRAWN, STARTS, Slots, labelled, sampled, worded
 
 KINDS = ("input", "prefix", "none")
-ATTENTIONS = ("joint", "isolated")
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,11 @@ class PromptChoice:
 
     kind: "input" (rows before the input), "prefix" (keys and values in every layer), "none" (constant text alone).
     start: see prompts/starts.py; text for the start "text"; given(backbone) -> rows [P, W] for the start "given".
-    layout: constant text around {soft}; "" for the family's own. vocabulary: how many pieces are sampled from.
+    layout: constant text around {soft} and, where it does not stand last, {input}; "" for the family's own.
+    vocabulary: how many pieces are sampled from.
     reparametrise: "", "mlp" or "lstm" with `hidden` units. readout: "words", "verbalizer" or "head" (encoders).
-    attention: "joint" (prompt and input see each other) or "isolated" (the prompt sees only itself).
+    attention: "joint" (prompt and input see each other) or "isolated" (the prompt sees only itself), either with
+    "-causal" (a row sees those before it of the prompt) or "-alone" (none of them).
     """
 
     kind: str = "input"
@@ -74,12 +75,13 @@ def make_prompt(
     if rows is not None and choice.reparametrise:
         inner = Reparametrised(rows, choice.reparametrise, choice.hidden, seed)
     prompt = framed(inner, backbone, choice.layout or default_layout(choice.kind, backbone))
-    if choice.attention == "isolated":
+    if (seen := ATTENTIONS[choice.attention]) is not None:
         if prompt is None:
             raise PromptError(
-                'prompt.attention = "isolated": there is no prompt to isolate; write constant text into the layout'
+                f'prompt.attention = "{choice.attention}": there is no prompt to isolate; write constant text into the '
+                "layout"
             )
-        prompt = Isolated(backbone.geometry, prompt)
+        prompt = seen[0](backbone.geometry, prompt, seen[1])
     if isinstance(backbone, EncoderBackbone):
         if not words:
             raise PromptError(
@@ -99,13 +101,17 @@ def default_layout(kind: str, backbone: Backbone) -> str:
 
 def framed(inner: Prompt | None, backbone: Backbone, layout: str) -> Prompt | None:
     """The layout's constant text around a prompt; the prompt itself when there is none."""
-    before, after = split_layout(layout)
-    if inner is not None and "{soft}" not in layout:
+    read = split_layout(layout)
+    if inner is not None and "{soft}" not in read.pieces:
         raise PromptError(f"layout {layout!r} has no place for the soft rows: write {{soft}} into it")
-    ids = [[i for piece in pieces for i in backbone.layout_ids(piece)] for pieces in (before, after)]
-    if not ids[0] and not ids[1]:
+    ids = [[] if piece == "{soft}" else backbone.layout_ids(piece) for piece in read.pieces]
+    before, after = ([i for part in some for i in part] for some in (ids[: read.soft], ids[read.soft :]))
+    behind = sum(map(len, ids[read.input :]))
+    if inner is not None and read.soft >= read.input:
+        behind += 1
+    if not before and not after and not behind:
         return inner
-    return Framed(backbone.geometry, inner, ids[0], ids[1], backbone.embed)
+    return Framed(backbone.geometry, inner, before, after, backbone.embed, behind)
 
 
 def _started(choice: PromptChoice, backbone: Backbone, words: Sequence[str], seed: int) -> RowPrompt:
@@ -128,12 +134,12 @@ def _started(choice: PromptChoice, backbone: Backbone, words: Sequence[str], see
                 "the start 'given' needs prompt.source: an artifact folder, an .npy file or a PEFT adapter"
             )
         rows = choice.given(backbone)
-    elif choice.start == "uniform" and choice.kind == "input":
-        rows = uniform(length, prompt.width, geometry.embedding_rms, seed)
+    elif choice.start in DRAWN and choice.kind == "input":
+        rows = DRAWN[choice.start](length, prompt.width, geometry.embedding_rms, seed)
     else:
         slots = _slots(choice, backbone, words, seed)
         rows = _embedded(slots, backbone) if choice.kind == "input" else _activated(slots, backbone, prompt)
-    if choice.kind == "prefix":  # the units are the RMS of real activations, also for a uniform start
+    if choice.kind == "prefix":  # the units are the RMS of real activations, also for a random start
         return _prefix(choice, backbone, rows, seed)
     prompt.set_rows(rows)
     return prompt
@@ -141,8 +147,8 @@ def _started(choice: PromptChoice, backbone: Backbone, words: Sequence[str], see
 
 def _prefix(choice: PromptChoice, backbone: Backbone, rows: Tensor, seed: int) -> PrefixPrompt:
     prompt = PrefixPrompt(backbone.geometry, choice.length, choice.sites or None, rows=rows.float().cpu())
-    if choice.start == "uniform":
-        noise = uniform(choice.length, prompt.width, 1.0, seed)
+    if choice.start in DRAWN:
+        noise = DRAWN[choice.start](choice.length, prompt.width, 1.0, seed)
         scales = torch.cat(
             [torch.full((p.shape[1],), s) for p, s in zip(prompt.parts, prompt.scales, strict=True)]
         )

@@ -3,7 +3,8 @@ offers.
 
 # B batch, K distinct prompts, P length, H hidden, L layers, N key/value heads, D head dim, C classes
 Data is stored once per distinct prompt; `rows` says which prompt a row of the batch reads. Positions are
-right-aligned: of P slots the live ones stand at the end, next to the text, so a row has no gap.
+right-aligned: of P slots the live ones stand at the end, next to the text, so a row has no gap. Those that `behind`
+names stand on the text's other side, in their order.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from incipit.errors import PromptError
 
 SITES = ("encoder", "decoder", "cross")
+WITHIN = ("all", "before", "itself")
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ class Injection:
     (encoder) input tokens. keys, values: site -> per layer [K, N, P', D], seen before the inputs. live [K, P]
     and key_live [K, P'] bool: which positions exist. isolated: the input tokens see the prompt, the prompt sees
     itself alone; what was prefilled so has keys that stand at the P' positions right before the text (others have
-    no position). Raises PromptError when shapes disagree.
+    no position). behind [K, P] bool: which of the inputs stand behind the input tokens, before the token that ends
+    them; such a prompt depends on the input in every family. within: which inputs of a prompt one of them sees: all,
+    those before it and itself, or only itself. Raises PromptError when shapes disagree.
     """
 
     rows: Tensor
@@ -105,10 +109,18 @@ class Injection:
     key_live: Tensor | None = None
     readout: Readout | None = None
     isolated: bool = False
+    behind: Tensor | None = None
+    within: str = "all"
 
     def __post_init__(self) -> None:
         if set(self.keys) != set(self.values):
             raise PromptError(f"keys are given at {sorted(self.keys)} but values at {sorted(self.values)}")
+        if self.behind is not None:
+            self._check_behind(self.behind)
+        if self.within not in WITHIN or (self.within != "all" and self.inputs is None):
+            raise PromptError(
+                f"within = {self.within!r} is one of {', '.join(WITHIN)}, and says what inputs see"
+            )
         if (
             self.isolated
             and self.keys
@@ -130,6 +142,14 @@ class Injection:
                 f"rows must lie in 0..{self.count - 1} (K = {self.count}), "
                 f"got {int(self.rows.min())}..{int(self.rows.max())}"
             )
+
+    def _check_behind(self, behind: Tensor) -> None:
+        if self.inputs is None or behind.shape != self.inputs.shape[:2]:
+            of = "no inputs" if self.inputs is None else f"inputs of [K, P] = {tuple(self.inputs.shape[:2])}"
+            raise PromptError(f"behind {tuple(behind.shape)} says where rows stand, and there are {of}")
+        if self.keys or self.isolated:
+            what = "keys and values enter" if self.keys else "an isolated prompt stands"
+            raise PromptError(f"{what} before every input, so no rows stand behind it: write {{input}} last")
 
     def _site_shapes(self, site: str) -> list[tuple[str, torch.Size]]:
         if site not in SITES:
@@ -165,7 +185,7 @@ class Injection:
 
     @property
     def length(self) -> int:
-        """Positions before the text: P + P', dead ones included."""
+        """Positions beside the text: P + P', dead ones included."""
         return sum(int(live.shape[1]) for live in (self.live, self.key_live) if live is not None)
 
     @property
@@ -182,7 +202,7 @@ class Injection:
         def moved(sites: Mapping[str, tuple[Tensor, ...]]) -> dict[str, tuple[Tensor, ...]]:
             return {site: tuple(t.to(device) for t in layers) for site, layers in sites.items()}
 
-        names = ("rows", "inputs", "live", "key_live", "readout")
+        names = ("rows", "inputs", "live", "key_live", "readout", "behind")
         given = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
         there: dict[str, Any] = {n: t.to(device) for n, t in given.items()}
         return replace(self, keys=moved(self.keys), values=moved(self.values), **there)
@@ -190,7 +210,7 @@ class Injection:
     def _tensors(self) -> Iterator[Tensor]:
         """All of its numbers."""
         yield self.rows
-        yield from (t for t in (self.inputs, self.live, self.key_live) if t is not None)
+        yield from (t for t in (self.inputs, self.live, self.key_live, self.behind) if t is not None)
         yield from (t for sites in (self.keys, self.values) for layers in sites.values() for t in layers)
         if self.readout is not None:
             yield from (self.readout.vectors, self.readout.bias, self.readout.live)
@@ -215,13 +235,16 @@ class Injection:
                     f"prompt {i} enters elsewhere than prompt 0 ({_places(part)} against "
                     f"{_places(first)}): run them in separate batches, or prefill both"
                 )
-            if part.isolated != first.isolated:
+            if (part.isolated, part.within) != (first.isolated, first.within):
                 raise PromptError(
                     f"prompt {i} is {_attention(part)}, prompt 0 {_attention(first)}: run them in separate batches"
                 )
-        inputs = live = key_live = None
+        inputs = live = key_live = behind = None
         if first.inputs is not None:
             length = max(_some(p.live).shape[1] for p in parts)
+            if any(p.behind is not None for p in parts):
+                sides = [p.behind if p.behind is not None else torch.zeros_like(_some(p.live)) for p in parts]
+                behind = torch.cat([_grown(side, length, 1) for side in sides])  # [K, P]
             live = torch.cat([_grown(_some(p.live), length, 1) for p in parts])  # [K, P]
             inputs = torch.cat([_grown(_some(p.inputs), length, 1) for p in parts])  # [K, P, H]
         keys: dict[str, tuple[Tensor, ...]] = {}
@@ -233,7 +256,9 @@ class Injection:
                 keys[site] = _joined([p.keys[site] for p in parts], length)
                 values[site] = _joined([p.values[site] for p in parts], length)
         readout = _stack_readouts([p.readout for p in parts])
-        return Injection(rows, inputs, keys, values, live, key_live, readout, first.isolated)
+        return Injection(
+            rows, inputs, keys, values, live, key_live, readout, first.isolated, behind, first.within
+        )
 
 
 def _grown(tensor: Tensor, length: int, dim: int) -> Tensor:
@@ -251,7 +276,7 @@ def _places(part: Injection) -> str:
 
 
 def _attention(part: Injection) -> str:
-    return "isolated" if part.isolated else "joint"
+    return ("isolated" if part.isolated else "joint") + ("" if part.within == "all" else f" ({part.within})")
 
 
 def _some(tensor: Tensor | None) -> Tensor:

@@ -73,6 +73,10 @@ def test_a_task_is_learned_from_others(call: Call, shelf: Path, tmp_path: Path, 
         assert files.read_json(place / "attempt.json")["sources"][0]["name"] == "a"
         both = call("predict", place, sources[0], "--text", "shares fell")
         assert [line.split("\t")[0] for line in both.lines] == ["target", "a"]
+        assert call("list", tmp_path / "t", "--json", tmp_path / "listed.json").code == 0
+        (listed,) = files.read_json(tmp_path / "listed.json")
+        assert (listed["name"], listed["task"], listed["sources"]) == ("target", "news", ["a", "b"])
+        assert listed["scores"] == told["scores"] and listed["parameters"] > 0
     else:
         origin = artifact.load(place).card["origin"]
         assert origin["method"] == method and origin["members"] == digests

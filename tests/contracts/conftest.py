@@ -2,7 +2,8 @@
 
 A case is "backbone/kind". A kind reads from outside in: "head:framed(mlp(input))" is a Reading by a linear head of a
 Framed prompt around a Reparametrised InputPrompt; "prefix@encoder+cross" is a PrefixPrompt at two sites; what
-"isolated(...)" holds does not see the input; of the rows that "masked(...)" holds some numbers are zero, of those that
+"isolated(...)" holds does not see the input (with -causal or -alone a part of itself, so too "joint-..."), what
+"behind(...)" holds stands behind it; of the rows that "masked(...)" holds some numbers are zero, of those that
 "removed(...)" holds some are gone too.
 """
 
@@ -24,9 +25,9 @@ from incipit.backbones import Backbone, tiny, wrap
 from incipit.batch import Batch, Encoded, collate
 from incipit.injection import Injection
 from incipit.prompts import (
+    ATTENTIONS,
     Framed,
     InputPrompt,
-    Isolated,
     Masked,
     MultitaskPrompt,
     PrefixPrompt,
@@ -62,12 +63,13 @@ def kinds(name: str) -> list[str]:
     found = ["input", *prefixes]
     found += [f"{net}({r})" for net in ("mlp", "lstm") for r in rows]
     found += [f"framed({r})" for r in rows] + [f"framed(mlp({r}))" for r in rows]
-    found.append("masked(input)")
+    found += ["masked(input)", "behind(input)"]
     if name in PRUNED:
-        found += ["framed(removed(input))", "mlp(masked(input))"]
+        found += ["framed(removed(input))", "mlp(masked(input))", "behind(removed(input))"]
         found += [f"{how}({r})" for how in ("masked", "removed") for r in rows[1:]]
     if name == "t5":
-        found += ["isolated(removed(input))"]
+        found += ["isolated(removed(input))", "isolated-causal(framed(input))", "isolated-alone(input)"]
+        found += ["joint-causal(framed(mlp(input)))", "joint-alone(input)", "joint-causal(behind(input))"]
     if name in ISOLATING:
         found += [
             "isolated(input)",
@@ -147,8 +149,14 @@ class World:
             how, inner = kind.removesuffix(")").split("(", 1)
             made = self._made(backbone, inner, length, source)
             return Masked(made, mask(length, 1 if "prefix" in inner else 4), removed=how == "removed")
-        if kind.startswith("isolated("):
-            return Isolated(backbone.geometry, self._made(backbone, kind[9:-1], length, source))
+        if kind.startswith(("isolated", "joint-")):
+            how, inner = kind.removesuffix(")").split("(", 1)
+            chosen = ATTENTIONS[how]
+            assert chosen is not None
+            return chosen[0](backbone.geometry, self._made(backbone, inner, length, source), chosen[1])
+        if kind.startswith("behind("):  # a constant row before the input, the soft ones and another behind it
+            inner, ids = self._made(backbone, kind[7:-1], length, source), backbone.frequent_ids(30)
+            return Framed(backbone.geometry, inner, [ids[3]], [ids[20]], backbone.embed, behind=2)
         if kind.startswith(("mlp(", "lstm(")):
             rows = self._made(backbone, kind[kind.index("(") + 1 : -1], length, source)
             return Reparametrised(rows, kind[: kind.index("(")], hidden=8, seed=source.initial_seed())

@@ -1,8 +1,9 @@
 """What a prompt means, written out: one row at a time, no batch, no mask, no sharing, nothing of the library's forward.
 
-Input rows are concatenated before the embedded text. Keys and values of a causal model are an ordinary filled cache.
-Those of the other families enter in an attention that is spelled softmax(q [P_K; K]^T) [P_V; V].
-An isolated prompt is the joint row under an encoder mask that forbids the prompt to look at the text.
+Input rows are concatenated before the embedded text, or behind it (before the token that ends it). Keys and values of a
+causal model are an ordinary filled cache. Those of the other families enter in an attention that is spelled
+softmax(q [P_K; K]^T) [P_V; V]. An isolated prompt is the joint row under an encoder mask that forbids the prompt to
+look at the text; so are those that see a part of themselves.
 """
 
 from typing import Any
@@ -77,18 +78,46 @@ def attentions(name: str, site: str) -> list[Any]:
     return [m for n, m in model(name).named_modules() if found[0] in n and n.endswith(found[1])]
 
 
+def closing(name: str, encoded: Encoded) -> int:
+    """How many tokens end the text: [SEP] or </s> at its end."""
+    words = tiny.build_tokenizer(tiny.TINY[name.removesuffix("-single")].words, tiny.POSITIONS)
+    ends = {"encoder": [words.sep_token_id], "encoder-decoder": [words.eos_token_id]}.get(family(name), [])
+    return int(encoded.input_ids[-1:] != () and encoded.input_ids[-1] in ends)
+
+
 def embedded(name: str, part: Injection, encoded: Encoded, target: bool) -> Tensor:
-    """[1, S, H]: input rows, text, target."""
+    """[1, S, H]: input rows, text, input rows behind it, what ends the text, target."""
     ids = encoded.input_ids + (encoded.target_ids if target else ())
     text = model(name).get_input_embeddings()(torch.tensor(ids, dtype=torch.int64))
-    rows = [] if part.inputs is None else [part.inputs[0].double()]
-    return torch.cat([*rows, text])[None]
+    if part.inputs is None:
+        return text[None]
+    rows = part.inputs[0].double()
+    if part.behind is None:
+        return torch.cat([rows, text])[None]
+    cut = len(encoded.input_ids) - closing(name, encoded)
+    return torch.cat([rows[~part.behind[0]], text[:cut], rows[part.behind[0]], text[cut:]])[None]
 
 
-def isolating(length: int, total: int) -> Tensor:
-    """What is added to the scores [1, 1, S, S]: the first `length` positions do not look at the others."""
+def places(name: str, part: Injection, encoded: Encoded) -> list[int]:
+    """Where the tokens of the text stand in its row."""
+    count, end = len(encoded.input_ids), closing(name, encoded)
+    rows = 0 if part.inputs is None else part.inputs.shape[1]
+    late = 0 if part.behind is None else int(part.behind.sum())
+    return [*range(rows - late, rows - late + count - end), *range(rows + count - end, rows + count)]
+
+
+def visible(part: Injection, rows: list[int], total: int) -> Tensor:
+    """What is added to the scores [1, 1, S, S]: what the prompt's positions `rows` may not look at."""
     mask = torch.zeros(1, 1, total, total, dtype=torch.float64)
-    mask[..., :length, length:] = torch.finfo(torch.float64).min
+    for q in rows:
+        for k in range(total):
+            hidden = (
+                part.isolated
+                if k not in rows
+                else {"all": False, "before": k > q, "itself": k != q}[part.within]
+            )
+            if hidden:
+                mask[..., q, k] = torch.finfo(torch.float64).min
     return mask
 
 
@@ -96,9 +125,11 @@ def outputs(name: str, part: Injection, **inputs: Any) -> Any:
     """The model's own output under a prompt of keys and values (or none)."""
     whole = model(name)
     PREFIX.clear()
-    if part.isolated:
+    if part.isolated or part.within != "all":
         embeds = inputs.pop("inputs_embeds")
-        mask = isolating(part.inputs.shape[1], embeds.shape[1])
+        late = 0 if part.behind is None else int(part.behind.sum())
+        early, end = part.inputs.shape[1] - late, embeds.shape[1]  # no text of these tests has an end token
+        mask = visible(part, [*range(early), *range(end - late, end)], end)
         inputs["encoder_outputs"] = whole.get_encoder()(inputs_embeds=embeds, attention_mask=mask)
     for site in part.keys:
         layers = [(k.double(), v.double()) for k, v in zip(part.keys[site], part.values[site], strict=True)]
@@ -134,15 +165,15 @@ def scores(name: str, part: Injection, encoded: Encoded) -> Tensor:
     """Class scores [C] of an encoder."""
     readout = part.readout
     out = outputs(name, part, inputs_embeds=embedded(name, part, encoded, target=False))
-    text = out.hidden_states[-1][0, -len(encoded.input_ids) :]
+    at = places(name, part, encoded)
+    text = out.hidden_states[-1][0, at]
     vectors, bias = readout.vectors[0].double(), readout.bias[0].double()
     if (
         readout.pool == "mask"
     ):  # the verbalizer's vectors are rows of the output layer: find them, read its logits
         weight = model(name).get_output_embeddings().weight
         ids = [int((weight - v).abs().sum(dim=1).argmin()) for v in vectors]
-        at = list(encoded.input_ids).index(mask_id(name)) - len(encoded.input_ids)
-        return out.logits[0, at, ids]
+        return out.logits[0, at[list(encoded.input_ids).index(mask_id(name))], ids]
     pooled = text.mean(dim=0)
     if readout.cosine:
         pooled, vectors = F.normalize(pooled, dim=0), F.normalize(vectors, dim=1)

@@ -31,6 +31,8 @@ def seen(case: str, prompt: Prompt) -> list[bool]:
     if name != "mistral" or "mlp" in kind or "lstm" in kind:  # a network moves all rows at once
         return [True] * length
     reach = tiny.WINDOW - 1  # slots that one layer looks back
+    if "behind" in kind:  # their label follows: the furthest of 6 rows is as far as two layers look
+        return [row >= length - 2 * reach for row in range(length)]
     if "@" in kind:  # no prompt position computes anything, so the text must see it itself
         return [row >= length - reach for row in range(length)]
     first = prompt.length  # slot of the shortest row's only text token, which predicts its first label

@@ -11,7 +11,9 @@ from incipit.prompts import build
 
 
 def parts(injection: Injection) -> dict[str, Any]:
-    found: dict[str, Any] = {n: getattr(injection, n) for n in ("rows", "inputs", "live", "key_live")}
+    found: dict[str, Any] = {
+        n: getattr(injection, n) for n in ("rows", "inputs", "live", "key_live", "behind", "within")
+    }
     found["isolated"] = torch.tensor(injection.isolated)
     for site in injection.keys:
         found |= {f"{site}.k{i}": t for i, t in enumerate(injection.keys[site])}

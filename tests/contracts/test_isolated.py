@@ -17,7 +17,7 @@ from incipit.batch import Encoded, collate
 from incipit.errors import ArtifactError, BackboneError, InteropError, PromptError
 from incipit.injection import Injection
 from incipit.interop import peft
-from incipit.prompts import Framed, InputPrompt, Isolated, PrefixPrompt, build
+from incipit.prompts import ATTENTIONS, Framed, InputPrompt, Isolated, PrefixPrompt, build
 
 NAMES = ("t5", "t5-gated", "mt5", "umt5")
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=5)
@@ -282,3 +282,67 @@ def test_not_for_peft(world: Any, tmp_path: Path) -> None:
     prompt = world.prompt("t5/isolated(input)")
     with pytest.raises(InteropError, match=r"isolated .* PEFT reads every prompt jointly"):
         peft.write(prompt, world.backbone("t5"), tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(n, k) for n in NAMES for k in ("isolated-causal", "isolated-alone", "joint-causal", "joint-alone")],
+)
+def test_a_part_of_the_prompt_is_seen(world: Any, plain: Any, name: str, kind: str) -> None:
+    """Holes in prompts and texts of any length: loss and gradient of the joint row under the mask."""
+    backbone, wrapper = world.backbone(name), ATTENTIONS[kind]
+    assert wrapper is not None
+    lives = torch.tensor([[True, False, True, True], [False, False, True, True]])
+    rows, pieces = [0, 1, 1, 0], backbone.frequent_ids(40)
+    inputs = torch.randn(
+        2, 4, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    ).requires_grad_()
+    encoded = [
+        Encoded(tuple(pieces[i : i + n]), tuple(pieces[n : n + 2])) for i, n in enumerate((3, 0, 1, 5))
+    ]
+    more: dict[str, Any] = {"isolated": kind.startswith("isolated"), "within": wrapper[1]}
+    part = Injection(torch.tensor(rows), inputs=inputs, live=lives, **more)
+    ours = backbone.loss(collate(encoded, rows, pad_id=backbone.pad_id), part)[0]
+    apart = [
+        Injection(torch.zeros(1, dtype=torch.int64), inputs=inputs[k : k + 1, lives[k]], **more)
+        for k in (0, 1)
+    ]
+    theirs = torch.stack([plain.nll(name, apart[k], e) for k, e in zip(rows, encoded, strict=True)])
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+    joint = torch.stack(
+        [plain.nll(name, replace(apart[k], isolated=False, within="all"), encoded[0]) for k in (0, 1)]
+    )
+    assert not torch.allclose(
+        joint, torch.stack([plain.nll(name, apart[k], encoded[0]) for k in (0, 1)]), rtol=1e-6
+    )
+    a, b = (torch.autograd.grad(nll.sum(), inputs)[0] for nll in (ours, theirs))
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("attention", [name for name in ATTENTIONS if name != "joint"])
+def test_an_attention_of_a_recipe_is_kept(tmp_path: Path, attention: str) -> None:
+    backbone = wrap("t5", *tiny.build("t5"))
+    prompt = make_prompt(PromptChoice(length=3, start="vocabulary", attention=attention), backbone)
+    assert prompt is not None
+    artifact.save(
+        tmp_path / "p", prompt=prompt, backbone=backbone, name="p", task={"kind": "text", "input": "{text}"}
+    )
+    read = artifact.load(tmp_path / "p").prompt(backbone).injection()
+    wrapper = ATTENTIONS[attention]
+    assert wrapper is not None and (read.isolated, read.within) == (wrapper[0].isolated, wrapper[1])
+    says = {"before": "the rows before it", "itself": "itself alone"}.get(wrapper[1])
+    page = (tmp_path / "p" / artifact.README).read_text()
+    assert says is None or f"of the prompt a row sees {says}" in page
+
+
+def test_a_part_of_itself_is_refused_where_it_is_not_known(world: Any, tmp_path: Path) -> None:
+    with pytest.raises(InteropError, match="sees a part of itself"):
+        peft.write(world.prompt("t5/joint-alone(input)"), world.backbone("t5"), tmp_path / "x")
+    llama = world.backbone("llama")
+    with pytest.raises(PromptError, match="this causal backbone isolates no prompt"):
+        make_prompt(PromptChoice(length=2, start="vocabulary", attention="joint-causal"), llama)
+    part = Injection(torch.zeros(1, dtype=torch.int64), inputs=torch.zeros(1, 2, 32), within="before")
+    with pytest.raises(BackboneError, match="isolates no prompt"):
+        llama.loss(collate([Encoded((5,), (6,))]), part)
+    with pytest.raises(PromptError, match="within = 'behind' is one of all, before, itself"):
+        replace(part, within="behind")

@@ -128,7 +128,7 @@ class Backbone(Words, ABC):
                 f"prompt hidden size {injection.inputs.shape[-1]} does not fit backbone {self.name!r} "
                 f"({self.geometry.hidden}): use the backbone it was trained on, or train it here"
             )
-        if injection.isolated and not self.geometry.isolates:
+        if (injection.isolated or injection.within != "all") and not self.geometry.isolates:
             raise BackboneError(
                 f"backbone {self.name!r} isolates no prompt: {self.geometry.why_joint}; use a joint one"
             )
@@ -175,6 +175,17 @@ class Backbone(Words, ABC):
             return empty, torch.zeros(batch, 0, dtype=torch.bool, device=self.device)
         assert injection.live is not None
         return injection.inputs.to(self.dtype)[rows], injection.live[rows]
+
+    def ranks(self, batch: Batch, injection: Injection | None) -> Tensor | None:
+        """In which order slots [prompt rows, input] of a row stand, [B, P + T] uint8; None where that is their own:
+        where no prompt row stands behind the input, before the token that ends it."""
+        if injection is None or injection.behind is None:
+            return None
+        ends = torch.zeros_like(batch.input_mask)
+        if self.ending:
+            left = batch.input_mask.flip(1).cumsum(dim=1).flip(1)  # tokens from here on
+            ends = (left == 1) & batch.input_mask & (batch.input_ids == self.ending[0])
+        return torch.cat([2 * injection.behind[injection.rows].byte(), 1 + 2 * ends.byte()], dim=1)
 
     def at(self, batch: Batch, injection: Injection | None) -> tuple[Batch, Injection | None]:
         """Batch and injection on the model's device, the injection with the batch's rows; both checked."""

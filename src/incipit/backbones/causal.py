@@ -108,15 +108,16 @@ class CausalBackbone(PackedBackbone):
     def _split(self, batch: Batch, injection: Injection | None) -> tuple[Injection | None, Injection | None]:
         """(keys and values before the rows, inputs that stay with the rows).
 
-        Inputs are prefilled where several rows share a prompt, or where keys stand before them. Where some
-        row has no text of its own, the last prompt row stays with the text: its state predicts that row's
-        first label.
+        Inputs are prefilled where several rows share a prompt, or where keys stand before them, and none behind the
+        text. Where some row has no text of its own, the last prompt row stays with the text: its state predicts that
+        row's first label.
         """
         if injection is None or injection.empty or injection.length == 0:
             return None, None
         if injection.inputs is None:
             return self._aligned(injection), None
-        if not injection.keys and not (self.shares and len(batch) > injection.count):
+        shared = self.shares and len(batch) > injection.count and injection.behind is None
+        if not injection.keys and not shared:
             return None, injection
         if bool(batch.input_mask.any(dim=1).all()):
             return _some(self.prefill(injection)), None
@@ -137,7 +138,10 @@ class CausalBackbone(PackedBackbone):
         embeds = torch.cat([prefix, self.embed(ids)], dim=1)
         mask = torch.cat([live, batch.input_mask, batch.target_mask], dim=1)
         labels = F.pad(batch.labels, (live.shape[1] + batch.input_ids.shape[1], 0), value=IGNORE)
-        mask, embeds, labels = compact(mask, embeds, labels)
+        ranks = self.ranks(batch, inputs)
+        if ranks is not None:
+            ranks = F.pad(ranks, (0, batch.target_ids.shape[1]), value=3)
+        mask, embeds, labels = compact(mask, embeds, labels, ranks=ranks)
         self._check_rows(mask, labels, keys)
         return embeds, mask, labels, keys
 
@@ -190,9 +194,10 @@ class CausalBackbone(PackedBackbone):
         """inputs [K, P, H] (and keys before them) -> keys and values per layer [K, N, P' + P, D];
         differentiable.
 
-        Exact, because in a causal model no prompt position sees the text. Computed once per distinct prompt.
+        Exact, because in a causal model no prompt position sees the text. Computed once per distinct prompt; one with
+        rows behind the text stays as it is.
         """
-        if injection.inputs is None:
+        if injection.inputs is None or injection.behind is not None:
             return injection
         injection = injection.to(self.device)
         every = torch.arange(injection.count, device=self.device)
@@ -269,7 +274,8 @@ class CausalBackbone(PackedBackbone):
             keys, inputs = self._split(batch, injection)
             prefix, live = self.gather(inputs, batch.rows)
             embeds = torch.cat([prefix, self.embed(batch.input_ids)], dim=1)
-            mask, embeds = compact(torch.cat([live, batch.input_mask], dim=1), embeds, side="left")
+            mask = torch.cat([live, batch.input_mask], dim=1)
+            mask, embeds = compact(mask, embeds, side="left", ranks=self.ranks(batch, inputs))
             self._check_rows(mask, batch.labels, keys, options.max_new_tokens)
             if self.streams and options.beams == 1:
                 return self._written(batch, embeds, mask, keys, options)

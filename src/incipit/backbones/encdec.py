@@ -77,14 +77,16 @@ class EncoderDecoderBackbone(SiteBackbone):
         return batch, injection
 
     def read(self, batch: Batch, injection: Injection | None) -> tuple[Tensor, Tensor]:
-        """Encoder states [B, S, H] and mask [B, S] of [prompt; input], right-padded; of the input alone where the
-        prompt has been prefilled."""
+        """Encoder states [B, S, H] and mask [B, S] of [prompt; input], right-padded ([input; prompt] where the
+        prompt stands behind); of the input alone where the prompt has been prefilled."""
         prefix, live = self.gather(injection, batch.rows)
         embeds = torch.cat([prefix, self.embed(batch.input_ids)], dim=1)
         mask = torch.cat([live, batch.input_mask], dim=1)
         length = prefix.shape[1]
         front = torch.arange(length, device=mask.device) + self.geometry.vocab + length * batch.rows[:, None]
-        mask, embeds, names = compact(mask, embeds, torch.cat([front, batch.input_ids], dim=1))
+        names = torch.cat([front, batch.input_ids], dim=1)
+        own = torch.cat([torch.ones_like(live), torch.zeros_like(batch.input_mask)], dim=1)
+        mask, embeds, names, own = compact(mask, embeds, names, own, ranks=self.ranks(batch, injection))
         blank = ~mask.any(dim=1)
         if injection is not None and injection.isolated:
             assert injection.key_live is not None
@@ -95,8 +97,13 @@ class EncoderDecoderBackbone(SiteBackbone):
                 "give it some text"
             )
         if not mask.shape[1]:  # no row has text: one slot that nothing sees
-            mask, embeds = F.pad(mask, (0, 1)), F.pad(embeds, (0, 0, 0, 1))
+            mask, own, embeds = F.pad(mask, (0, 1)), F.pad(own, (0, 1)), F.pad(embeds, (0, 0, 0, 1))
         self._check_length(mask.shape[1])
+        if injection is not None and injection.within != "all":  # of what was prefilled this is settled
+            states: Tensor = self.encoder(
+                inputs_embeds=embeds, attention_mask=seen(mask, own, injection.within)
+            ).last_hidden_state
+            return states, mask
         return self._states(embeds, mask, injection, names), mask
 
     def _states(
@@ -241,11 +248,12 @@ class EncoderDecoderBackbone(SiteBackbone):
         inputs, live = self.gather(injection, every)
         live, inputs = compact(live, inputs, side="left")  # [K, P], live rows last: next to the text
         if not live.shape[1]:
-            return replace(injection, inputs=inputs, live=live, isolated=False)
+            return replace(injection, inputs=inputs, live=live, isolated=False, within="all")
         found: list[Tensor] = []
+        mask = live.long() if injection.within == "all" else seen(live, live, injection.within)
 
         def run() -> None:
-            out = self.encoder(inputs_embeds=inputs, attention_mask=live.long())
+            out = self.encoder(inputs_embeds=inputs, attention_mask=mask)
             found.append(out.last_hidden_state)
 
         keys, values = attend.record(run, {"encoder": self.modules["encoder"]})
@@ -257,6 +265,7 @@ class EncoderDecoderBackbone(SiteBackbone):
             keys={"encoder": tuple(keys["encoder"]), "cross": cross_keys},
             values={"encoder": tuple(values["encoder"]), "cross": cross_values},
             key_live=live,
+            within="all",
         )
 
     # -- checks at load ------------------------------------------------------------------------------------
@@ -348,3 +357,13 @@ class EncoderDecoderBackbone(SiteBackbone):
 
         with torch.no_grad():
             return attend.record(run, {s: self.modules[s] for s in sites})
+
+
+def seen(mask: Tensor, own: Tensor, within: str) -> Tensor:
+    """What slot q of a row may look at, [B, 1, S (q), S] bool: all live ones (mask [B, S]); but one of the prompt (own
+    [B, S]) of the prompt those before it ("before") or itself ("itself")."""
+    slots = torch.arange(mask.shape[1], device=mask.device)
+    allowed = slots[:, None] >= slots if within == "before" else slots[:, None] == slots  # [S, S]
+    both = own[:, :, None] & own[:, None]
+    found = mask[:, None] & (allowed | ~both)
+    return (found | (slots[:, None] == slots))[:, None]  # a dead slot looks at itself, not at nothing

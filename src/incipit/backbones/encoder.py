@@ -81,7 +81,8 @@ class EncoderBackbone(SiteBackbone):
         mask = torch.cat([live, batch.input_mask], dim=1)
         is_text = torch.cat([torch.zeros_like(live), batch.input_mask], dim=1)
         ids = torch.cat([batch.input_ids.new_full(live.shape, -1), batch.input_ids], dim=1)
-        mask, embeds, is_text, ids = compact(mask, embeds, is_text, ids)
+        ranks = self.ranks(batch, injection)
+        mask, embeds, is_text, ids = compact(mask, embeds, is_text, ids, ranks=ranks)
         blank = ~is_text.any(dim=1)
         if bool(blank.any()):
             raise BackboneError(f"row {int(blank.long().argmax())} has no text to classify: give it some")

@@ -1,4 +1,5 @@
-"""Rows without gaps: whatever the padding side and prompt lengths, a row becomes [prompt, text, padding].
+"""Rows without gaps: whatever the padding side and prompt lengths, a row becomes [prompt, text, padding], or
+[text, prompt, padding] where the prompt stands behind.
 
 # B batch, K prompts, N all slots, S longest row, H hidden
 Default positions, causal masks and sliding windows of any model are then right as they stand, and a row's
@@ -16,13 +17,20 @@ from torch import Tensor
 from incipit.injection import Injection
 
 
-def compact(mask: Tensor, *parts: Tensor, side: str = "right") -> tuple[Tensor, ...]:
+def compact(
+    mask: Tensor, *parts: Tensor, side: str = "right", ranks: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """mask [B, N] bool and parts [B, N, ...] -> the same with all live slots moved together, cut to the
     longest row.
 
-    side: where the padding goes ("right" for scoring, "left" for generation).
+    side: where the padding goes ("right" for scoring, "left" for generation). ranks [B, N] uint8 below 255: slots of
+    a lower one stand before those of a higher one; without it all keep their order.
     """
-    order = torch.argsort((~mask if side == "right" else mask).to(torch.uint8), dim=1, stable=True)  # [B, N]
+    if ranks is not None:
+        key = ranks.masked_fill(~mask, 255) if side == "right" else (ranks + 1).masked_fill(~mask, 0)
+    else:
+        key = (~mask if side == "right" else mask).to(torch.uint8)
+    order = torch.argsort(key, dim=1, stable=True)  # [B, N]
     longest = int(mask.sum(dim=1).max()) if mask.numel() else 0
     order = order[:, :longest] if side == "right" else order[:, order.shape[1] - longest :]  # [B, S]
     moved = [_take(part, order) for part in parts]

@@ -1,4 +1,4 @@
-"""incipit evaluate: artifacts and a task -> scores."""
+"""incipit evaluate: artifacts, or a backbone alone, and a task -> scores."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from incipit.errors import DataError
 
 if TYPE_CHECKING:
     from incipit.artifact import Artifact
+    from incipit.backbones import Backbone
     from incipit.ensemble import Saved
     from incipit.tasks.example import Example
     from incipit.tasks.task import Task
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    artifacts: options.Artifacts,
+    artifacts: options.Judged = [],  # noqa: B006 (typer copies it)
     task: Annotated[
         str,
         typer.Option(
@@ -41,54 +42,82 @@ def evaluate(
     json: options.Json = None,
     debug: options.Debug = False,
 ) -> None:
-    """Score prompts on a split of a task."""
+    """Score prompts on a split of a task, or a frozen model without any: what a prompt has to beat."""
     if task and data:
         raise typer.BadParameter("--task names a whole task and --data only other data; give one of them")
     if split not in ("train", "validation", "test"):
         raise typer.BadParameter(f"--split {split}: is no split; write train, validation or test")
+    if not artifacts and not (task and backbone):
+        raise typer.BadParameter(
+            "name artifacts; or, to score a model without a prompt, --backbone and --task"
+        )
+    found = (
+        _of_artifacts(artifacts, task, data, split, backbone) if artifacts else [_bare(task, split, backbone)]
+    )
+    shown = ("name", "task", "split", "examples")
+    rows = [[*(one[key] for key in shown), output.scores(one["scores"])] for one in found]
+    output.table(["prompt", *shown[1:], "scores"], rows)
+    output.write(json, found)
+
+
+def _of_artifacts(
+    artifacts: Sequence[str], task: str, data: str, split: str, backbone: str
+) -> list[dict[str, Any]]:
+    """The results of prompts, ensembles and ATTEMPTs."""
+    backbones = opened.Backbones(backbone)
+    found = []
+    for artifact in opened.readers(artifacts):
+        chosen, examples = _examples(artifact, task, data, split)
+        model = backbones.of(artifact)
+        _same_classes(artifact, chosen, model.family)
+        scores = _scores(artifact, model, chosen, examples)
+        found.append(_result(artifact.name, artifact.place, chosen, split, examples, scores))
+    return found
+
+
+def _scores(
+    artifact: Artifact | Saved | SavedAttempt, model: Backbone, chosen: Task, examples: Sequence[Example]
+) -> dict[str, float]:
+    """Answers are made as the artifact's recipe makes them."""
     from incipit import ensemble, evaluation, run
     from incipit.tasks import metrics
     from incipit.transfer import SavedAttempt
 
-    backbones = opened.Backbones(backbone)
-    results: list[dict[str, Any]] = []
-    for artifact in opened.readers(artifacts):
-        chosen, examples = _examples(artifact, task, data, split)
-        recipe = opened.recipe_of(artifact)
-        model = backbones.of(artifact)
-        decoding = run.decode_options(recipe) if recipe is not None else None
-        _same_classes(artifact, chosen, model.family)
-        if isinstance(artifact, ensemble.Saved):
-            way = decoding or evaluation.DecodeOptions()
-            scores = ensemble.compare(
-                model, artifact.ensemble(model), examples, chosen.metrics,
-                mode=way.mode, options=way.generate, batch=way.batch,
-            ).ensemble  # fmt: skip
-        elif isinstance(artifact, SavedAttempt):
-            way = decoding or evaluation.DecodeOptions()
-            made = artifact.attempt(model)
-            said = made.predict(model, examples, way.batch, mode=way.mode, options=way.generate)
-            scores = metrics.compute(chosen.metrics, [p.text for p in said], examples)
-        else:
-            (prompt,) = ensemble.prompts_for([artifact], model, chosen.labels)
-            scores = evaluation.evaluate(
-                model, prompt, examples, chosen.metrics, decoding, legality=True
-            ).scores
-        results.append(
-            {
-                "name": artifact.name,
-                "place": artifact.place,
-                "task": chosen.name,
-                "split": split,
-                "examples": len(examples),
-                "data": chosen.data_hash,
-                "scores": scores,
-            }
-        )
-    shown = ("name", "task", "split", "examples")
-    rows = [[*(one[key] for key in shown), output.scores(one["scores"])] for one in results]
-    output.table(["prompt", *shown[1:], "scores"], rows)
-    output.write(json, results)
+    recipe = opened.recipe_of(artifact)
+    way = run.decode_options(recipe) if recipe is not None else evaluation.DecodeOptions()
+    if isinstance(artifact, ensemble.Saved):
+        return ensemble.compare(
+            model, artifact.ensemble(model), examples, chosen.metrics,
+            mode=way.mode, options=way.generate, batch=way.batch,
+        ).ensemble  # fmt: skip
+    if isinstance(artifact, SavedAttempt):
+        made = artifact.attempt(model)
+        said = made.predict(model, examples, way.batch, mode=way.mode, options=way.generate)
+        return metrics.compute(chosen.metrics, [p.text for p in said], examples)
+    (prompt,) = ensemble.prompts_for([artifact], model, chosen.labels)
+    return evaluation.evaluate(model, prompt, examples, chosen.metrics, way, legality=True).scores
+
+
+def _bare(task: str, split: str, backbone: str) -> dict[str, Any]:
+    """The result of a frozen model as it is: no soft rows; an encoder reads out by the words of the task."""
+    from incipit import evaluation, run
+    from incipit.assemble import PromptChoice, make_prompt
+
+    chosen = opened.task_named(task)
+    examples = run.examples_of(chosen, split)
+    model = opened.Backbones(backbone).named()
+    none = make_prompt(PromptChoice(kind="none"), model, chosen.labels)
+    scores = evaluation.evaluate(model, none, examples, chosen.metrics, legality=True).scores
+    return _result("none", backbone, chosen, split, examples, scores)
+
+
+def _result(
+    name: str, place: str, chosen: Task, split: str, examples: Sequence[Example], scores: dict[str, float]
+) -> dict[str, Any]:
+    return {
+        "name": name, "place": place, "task": chosen.name, "split": split, "examples": len(examples),
+        "data": chosen.data_hash, "scores": scores,
+    }  # fmt: skip
 
 
 def _same_classes(artifact: Artifact | Saved | SavedAttempt, task: Task, family: str) -> None:

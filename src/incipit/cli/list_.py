@@ -1,7 +1,8 @@
-"""incipit list: every artifact and ensemble below a place; --near: how like one of them the others are."""
+"""incipit list: every artifact, ensemble and ATTEMPT below a place; --near: how like one of them the others are."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,9 @@ import typer
 from incipit.cli import options, output
 
 if TYPE_CHECKING:
+    from incipit.ensemble import Saved
     from incipit.library import Entry
+    from incipit.transfer import SavedAttempt
 
 
 class Measure(StrEnum):
@@ -62,7 +65,7 @@ def list_(
         _near(library, near, entries, measure, figure, json)
         return
     rows = [entry.row() for entry in entries]
-    found = [*rows, *_ensembles(library)]
+    found = [*rows, *_others(library)]
     keys = ("name", "task", "backbone", "parameters")
     output.table(
         [*keys, "scores", "place"],
@@ -113,30 +116,44 @@ def _near(
     )  # fmt: skip
 
 
-def _ensembles(library: str) -> list[dict[str, Any]]:
-    """A row for each ensemble; a broken one with its reason."""
+def _others(library: str) -> list[dict[str, Any]]:
+    """A row for each ensemble and each ATTEMPT; a broken one with its reason."""
     from incipit import ensemble, files
     from incipit.errors import IncipitError
+    from incipit.transfer import saved
 
     rows: list[dict[str, Any]] = []
     if files.is_remote(library):
         return rows
-    for place in files.list_folders(library, ensemble.CARD):
+    kinds: tuple[tuple[str, Callable[[str], Saved | SavedAttempt]], ...] = (
+        (ensemble.CARD, ensemble.load), (saved.CARD, saved.load),
+    )  # fmt: skip
+    for place, load in [(place, load) for mark, load in kinds for place in files.list_folders(library, mark)]:
         try:
-            saved = ensemble.load(place)
+            rows.append(_other(load(place)))
         except IncipitError as error:
             rows.append({"name": Path(place).name, "place": place, "broken": str(error)})
-            continue
-        method = f"{saved.card['method']} of {len(saved.members)}"
-        rows.append(
-            {
-                "name": saved.name, "place": place, "task": saved.task.get("name", ""),
-                "kind": saved.task.get("kind", ""), "backbone": saved.card["backbone"]["name"],
-                "parameters": method, "scores": saved.card.get("scores", {}),
-                "members": [member.name for member in saved.members],
-            }
-        )  # fmt: skip
     return rows
+
+
+def _other(found: Saved | SavedAttempt) -> dict[str, Any]:
+    from incipit.ensemble import Saved
+
+    if isinstance(found, Saved):
+        made_of = {
+            "parameters": f"{found.card['method']} of {len(found.members)}",
+            "members": [member.name for member in found.members],
+        }
+    else:
+        made_of = {
+            "parameters": found.card.get("parameters", 0),
+            "sources": [one.get("name", "") for one in found.card["sources"] if isinstance(one, dict)],
+        }
+    return {
+        "name": found.name, "place": found.place, "task": found.task.get("name", ""),
+        "kind": found.task.get("kind", ""), "backbone": found.card["backbone"]["name"],
+        "scores": found.card.get("scores", {}),
+    } | made_of  # fmt: skip
 
 
 def _scores(row: dict[str, Any]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
@@ -70,25 +71,29 @@ class Backbones:
 
     def of(self, reader: Artifact | Saved | SavedAttempt) -> Backbone:
         """The backbone of an artifact or ensemble, or the one that was named instead."""
-        from incipit.backbones import load
-
         artifact = first_of(reader)
         settings = artifact.card.get("recipe", {}).get("backbone", {})
-        name = self.name or str(artifact.card["backbone"]["name"])
-        dtype = str(settings.get("dtype", "float32"))
-        revision = "" if self.name else str(settings.get("revision", ""))
-        sentinel = str(settings.get("sentinel", ""))
-        key = (name, dtype, revision, sentinel)
+        if self.name:
+            return self.named(settings)
+        try:
+            return self._load(str(artifact.card["backbone"]["name"]), settings, settings.get("revision", ""))
+        except BackboneError as error:
+            move = "where the model is elsewhere now, say so with --backbone"
+            raise BackboneError(f"{artifact.place}: {error}; {move}") from error
+
+    def named(self, settings: Mapping[str, Any] = MappingProxyType({})) -> Backbone:
+        """The one that was named, with the type and sentinel of a recipe's settings."""
+        return self._load(self.name, settings)
+
+    def _load(self, name: str, settings: Mapping[str, Any], revision: str = "") -> Backbone:
+        from incipit.backbones import load
+
+        dtype, sentinel = str(settings.get("dtype", "float32")), str(settings.get("sentinel", ""))
+        key = (name, dtype, str(revision), sentinel)
         if key not in self._loaded:  # trust_code is never taken from a card: it would run a stranger's code
-            try:
-                self._loaded[key] = load(
-                    name, dtype=dtype, device="auto", revision=revision or None, sentinel=sentinel
-                )
-            except BackboneError as error:
-                if self.name:
-                    raise
-                move = "where the model is elsewhere now, say so with --backbone"
-                raise BackboneError(f"{artifact.place}: {error}; {move}") from error
+            self._loaded[key] = load(
+                name, dtype=dtype, device="auto", revision=str(revision) or None, sentinel=sentinel
+            )
             for note in self._loaded[key].notes:
                 typer.echo(f"note: {note}", err=True)
         return self._loaded[key]

@@ -62,6 +62,14 @@ Artifacts = Annotated[
         show_default=False,
     ),
 ]
+Judged = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="ARTIFACT",
+        help="Folders that `incipit tune` wrote, or fsspec addresses of such. Without any: --backbone alone on --task.",
+        show_default=False,
+    ),
+]
 Sources = Annotated[
     list[str],
     typer.Argument(

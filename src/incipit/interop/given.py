@@ -11,7 +11,7 @@ from incipit import artifact, files
 from incipit.backbones import Backbone
 from incipit.errors import InteropError
 from incipit.interop import npy, peft
-from incipit.prompts import Framed, Isolated, Prompt, Reading, RowPrompt
+from incipit.prompts import Framed, Prompt, Reading, RowPrompt, Visibility
 
 
 def rows_of(source: files.PathLike, backbone: Backbone) -> Tensor:
@@ -45,7 +45,7 @@ def _prompt(source: files.PathLike, backbone: Backbone) -> Prompt:
 def _table(prompt: Prompt, source: str) -> RowPrompt:
     """The table of rows inside constant text and read-outs."""
     inner: Prompt | None = prompt
-    while isinstance(inner, Framed | Isolated | Reading):
+    while isinstance(inner, Framed | Visibility | Reading):
         inner = inner.inner
     if not isinstance(inner, RowPrompt):
         raise InteropError(

@@ -274,10 +274,15 @@ def _entering(prompt: Prompt, backbone: Backbone) -> tuple[Injection, int]:
             "the prompt is read out by class vectors of its own (label words, verbalizer or head), for "
             "which PEFT has no place: export prompts of causal and encoder-decoder backbones"
         )
-    if part.isolated:
+    if part.isolated or part.within != "all":
         raise InteropError(
-            "the prompt is isolated (it does not see the input), and PEFT reads every prompt jointly: it would "
-            'answer otherwise there; train one with prompt.attention = "joint"'
+            "the prompt is isolated or sees a part of itself (prompt.attention), and PEFT reads every prompt jointly: "
+            'it would answer otherwise there; train one with prompt.attention = "joint"'
+        )
+    if part.behind is not None:
+        raise InteropError(
+            "rows of the prompt stand behind the input, and PEFT puts all before it: it would answer otherwise there; "
+            "train one whose layout has {input} last"
         )
     if part.inputs is not None and tail:
         assert part.live is not None

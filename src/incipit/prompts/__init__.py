@@ -12,13 +12,14 @@ from incipit.injection import Geometry, Readout
 from incipit.prompts.base import Prompt, RowPrompt
 from incipit.prompts.framed import Embed, Framed, Reading, split_layout
 from incipit.prompts.inputs import InputPrompt
-from incipit.prompts.isolated import Isolated
+from incipit.prompts.isolated import ATTENTIONS, Isolated, Visibility
 from incipit.prompts.masked import Masked, mask_of
 from incipit.prompts.multitask import MultitaskPrompt
 from incipit.prompts.prefix import PrefixPrompt
 from incipit.prompts.reparam import Reparametrised
 
 __all__ = [
+    "ATTENTIONS",
     "PROMPTS",
     "Framed",
     "InputPrompt",
@@ -30,6 +31,7 @@ __all__ = [
     "Reading",
     "Reparametrised",
     "RowPrompt",
+    "Visibility",
     "build",
     "split_layout",
 ]
@@ -42,6 +44,7 @@ PROMPTS: dict[str, type[Prompt]] = {
     "masked": Masked,
     "framed": Framed,
     "isolated": Isolated,
+    "visibility": Visibility,
     "reading": Reading,
 }
 
@@ -63,11 +66,12 @@ def build(spec: Mapping[str, Any], geometry: Geometry, embed: Embed) -> Prompt:
             return MultitaskPrompt(geometry, spec["how"], spec["length"], spec["part"])
         inner = build(spec["inner"], geometry, embed) if spec["inner"] is not None else None
         if kind == "framed":
-            return Framed(geometry, inner, spec["before"], spec["after"], embed)
+            return Framed(geometry, inner, spec["before"], spec["after"], embed, spec.get("behind", 0))
         if inner is None:
             raise PromptError(f"the spec of a {kind!r} prompt holds no inner prompt: it was damaged")
-        if kind == "isolated":
-            return Isolated(geometry, inner)
+        if kind in ("isolated", "visibility"):
+            seen = Isolated if kind == "isolated" else Visibility
+            return seen(geometry, inner, spec.get("within", "all"))
         if kind == "reading":
             shape = (1, spec["classes"])
             readout = Readout(

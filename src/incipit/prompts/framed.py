@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,38 +16,53 @@ from incipit.prompts.base import Prompt, check_length, prefixed, zero_rows
 
 Embed = Callable[[Sequence[int]], Tensor]  # ids [A] -> embeddings [A, H]
 _PART = re.compile(r"\{(\w+)\}")
+_NAMES = ("soft", "bos", "eos", "input")
 
 
-def split_layout(layout: str) -> tuple[list[str], list[str]]:
-    """ "{bos}You are a router. {soft}" -> (["{bos}", "You are a router. "], []): before and after {soft}.
+@dataclass(frozen=True)
+class Layout:
+    """A layout, read. pieces: {bos}, {eos}, {soft} and texts, in order. input: how many of them stand before the
+    input."""
 
-    Raises PromptError for an unknown name or more than one {soft}. Without {soft} all pieces stand before.
+    pieces: tuple[str, ...]
+    input: int
+
+    @property
+    def soft(self) -> int:
+        """Where {soft} stands among the pieces; behind all of them where there is none."""
+        return self.pieces.index("{soft}") if "{soft}" in self.pieces else len(self.pieces)
+
+
+def split_layout(layout: str) -> Layout:
+    """ "{bos}You are a router. {soft}" -> its pieces; the input stands last where {input} does not say otherwise.
+
+    Raises PromptError for an unknown name, and for {soft} or {input} twice.
     """
     pieces, at = [], 0
     for match in _PART.finditer(layout):
         if match.start() > at:
             pieces.append(layout[at : match.start()])
-        if match.group(1) not in ("soft", "bos", "eos"):
+        if match.group(1) not in _NAMES:
             raise PromptError(
-                f"layout {layout!r}: unknown part {{{match.group(1)}}}"
-                + nearest(match.group(1), ("soft", "bos", "eos"))
+                f"layout {layout!r}: unknown part {{{match.group(1)}}}" + nearest(match.group(1), _NAMES)
             )
         pieces.append(match.group(0))
         at = match.end()
     if at < len(layout):
         pieces.append(layout[at:])
-    if pieces.count("{soft}") > 1:
-        raise PromptError(
-            f"layout {layout!r} names {{soft}} {pieces.count('{soft}')} times: once is possible"
-        )
-    cut = pieces.index("{soft}") if "{soft}" in pieces else len(pieces)
-    return pieces[:cut], pieces[cut + 1 :]
+    for once in ("{soft}", "{input}"):
+        if (count := pieces.count(once)) > 1:
+            raise PromptError(f"layout {layout!r} names {once} {count} times: once is possible")
+    place = pieces.index("{input}") if "{input}" in pieces else len(pieces)
+    return Layout(tuple(p for p in pieces if p != "{input}"), place)
 
 
 class Framed(Prompt):
     """[A; P; C]: constant embeddings A [A, H] and C [C, H] before and after a prompt's rows (or none).
 
-    With an inner prompt of keys and values only C is possible: keys stand before every input.
+    All stand before the input, or the last of them behind it (`prefix_prompt` and `suffix_prompt` of the code of
+    Lester et al. 2021): behind counts these from the end, one for each constant row and one for P. With an inner
+    prompt of keys and values only C is possible: keys stand before every input.
     """
 
     kind = "framed"
@@ -59,35 +74,51 @@ class Framed(Prompt):
         before: Sequence[int],
         after: Sequence[int],
         embed: Embed,
+        behind: int = 0,
     ) -> None:
         super().__init__()
-        self.geometry, self.inner = geometry, inner
+        self.geometry, self.inner, self.behind = geometry, inner, behind
         self.before_ids, self.after_ids = tuple(before), tuple(after)
         self.length = (inner.length if inner is not None else 0) + len(before) + len(after)
+        most = len(before) + len(after) + (inner is not None)
+        if not isinstance(behind, int) or not 0 <= behind <= most:
+            raise PromptError(
+                f"{behind!r} of {most} parts cannot stand behind the input: the spec was damaged"
+            )
         if self.length:
             check_length(self.length, geometry)
         self.register_buffer("before", _constant(embed, before, geometry), persistent=False)  # [A, H]
         self.register_buffer("after", _constant(embed, after, geometry), persistent=False)  # [C, H]
         self.before: Tensor
         self.after: Tensor
-        if inner is not None and inner.injection().keys and before:
+        if inner is not None and inner.injection().keys and (before or behind):
             raise PromptError(
                 "keys and values enter before every input, so a prefix prompt takes constant text "
-                'after {soft} only: write the layout as "{soft}..."'
+                'after {soft} only, and the input after that: write the layout as "{soft}..."'
             )
+
+    @property
+    def rows_behind(self) -> int:
+        """How many of the A + P + C rows stand behind the input."""
+        if self.inner is None or self.behind <= len(self.after_ids):
+            return self.behind
+        return self.behind - 1 + self.inner.length
 
     def injection(self) -> Injection:
         part = self.inner.injection() if self.inner is not None else None
         blocks = [self.before, part.inputs[0] if part and part.inputs is not None else None, self.after]
         rows = torch.cat([b for b in blocks if b is not None])  # [A + P + C, H]
+        behind = None
+        if self.behind:
+            behind = (torch.arange(len(rows), device=rows.device) >= len(rows) - self.rows_behind)[None]
         if part is None:
-            return Injection(rows=zero_rows().to(rows.device), inputs=rows[None])
+            return Injection(rows=zero_rows().to(rows.device), inputs=rows[None], behind=behind)
         live = None
         if part.live is not None:
             ones = (part.live.new_ones(1, len(self.before_ids)), part.live.new_ones(1, len(self.after_ids)))
             live = torch.cat([ones[0], part.live, ones[1]], dim=1)
         inputs = rows[None] if rows.shape[0] else None
-        return replace(part, inputs=inputs, live=live)
+        return replace(part, inputs=inputs, live=live, behind=behind)
 
     def bake(self) -> Prompt:
         if self.inner is None or self.inner.bake() is self.inner:
@@ -97,7 +128,9 @@ class Framed(Prompt):
     def around(self, inner: Prompt) -> Framed:
         """The same constant text around another prompt."""
         rows = {self.before_ids: self.before, self.after_ids: self.after}
-        framed = Framed(self.geometry, inner, self.before_ids, self.after_ids, lambda i: rows[tuple(i)])
+        framed = Framed(
+            self.geometry, inner, self.before_ids, self.after_ids, lambda i: rows[tuple(i)], self.behind
+        )
         return framed.to(self.before.device)
 
     def units(self) -> dict[str, float]:
@@ -109,7 +142,7 @@ class Framed(Prompt):
             "before": list(self.before_ids),
             "after": list(self.after_ids),
             "inner": self.inner.spec() if self.inner is not None else None,
-        }
+        } | ({"behind": self.behind} if self.behind else {})
 
 
 def _constant(embed: Embed, ids: Sequence[int], geometry: Geometry) -> Tensor:

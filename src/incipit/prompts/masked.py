@@ -12,7 +12,7 @@ from incipit.errors import PromptError
 from incipit.injection import Injection
 from incipit.prompts.base import Prompt, RowPrompt, check_rows, prefixed
 from incipit.prompts.framed import Framed, Reading
-from incipit.prompts.isolated import Isolated
+from incipit.prompts.isolated import Visibility
 
 
 class Masked(RowPrompt):
@@ -94,7 +94,7 @@ class Masked(RowPrompt):
 def held_at_zero(prompt: Prompt) -> int:
     """How many numbers of a prompt a mask holds at zero: they stand in its file, but are no choice of anybody's."""
     inner: Prompt | None = prompt
-    while isinstance(inner, Framed | Isolated | Reading):
+    while isinstance(inner, Framed | Visibility | Reading):
         inner = inner.inner
     return inner.mask.shape[0] * inner.width - inner.kept if isinstance(inner, Masked) else 0
 
@@ -138,7 +138,7 @@ def mask_of(rows: Sequence[str]) -> Tensor:
 def rows_within(prompt: Prompt) -> RowPrompt:
     """The table of rows inside constant text, isolation and read-out; PromptError when there is none."""
     inner: Prompt | None = prompt
-    while isinstance(inner, Framed | Isolated | Reading):
+    while isinstance(inner, Framed | Visibility | Reading):
         inner = inner.inner
     if not isinstance(inner, RowPrompt):
         raise PromptError(
@@ -150,6 +150,6 @@ def rows_within(prompt: Prompt) -> RowPrompt:
 
 def rewrapped(prompt: Prompt, change: Callable[[RowPrompt], RowPrompt]) -> Prompt:
     """The same constant text, isolation and read-out around changed rows; nothing is shared with `prompt`."""
-    if isinstance(prompt, Framed | Isolated | Reading) and prompt.inner is not None:
+    if isinstance(prompt, Framed | Visibility | Reading) and prompt.inner is not None:
         return prompt.around(rewrapped(prompt.inner, change))
     return change(rows_within(prompt))

@@ -1,6 +1,6 @@
 """Initial values: which pieces of the vocabulary a soft row starts at.
 
-Every start but `uniform` and `given` first chooses, per row, a list of token ids ("slot"); an input prompt
+Every start but `uniform`, `normal` and `given` first chooses, per row, a list of token ids ("slot"); an input prompt
 starts a row at the mean of their embeddings, a prefix prompt runs the ids through the model and starts at
 real activations.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from incipit.errors import PromptError
 
-STARTS = ("label", "vocabulary", "text", "uniform", "given")
+STARTS = ("label", "vocabulary", "text", "uniform", "normal", "given")
 PAPER_RMS = 10.0  # embedding RMS of the T5 1.1 models for which the paper's numbers 0.3 and 0.5 were chosen
 Slots = list[list[int]]
 
@@ -64,3 +64,11 @@ def uniform(length: int, width: int, rms: float, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     return (torch.rand(length, width, generator=generator) - 0.5) * (rms / PAPER_RMS)
+
+
+def normal(length: int, width: int, rms: float, seed: int) -> Tensor:
+    """N(0, rms^2), [P, W]: random numbers of the size of the embeddings, 35 times that of the uniform start."""
+    return torch.randn(length, width, generator=torch.Generator().manual_seed(seed)) * rms
+
+
+DRAWN = {"uniform": uniform, "normal": normal}  # starts that no piece of the vocabulary has a part in

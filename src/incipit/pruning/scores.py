@@ -15,7 +15,7 @@ from incipit.backbones import Backbone
 from incipit.batch import Batch, Encoded, collate
 from incipit.errors import DataError
 from incipit.injection import Injection
-from incipit.prompts import Framed, Isolated, Masked, Prompt, Reading
+from incipit.prompts import Framed, Masked, Prompt, Reading, Visibility
 from incipit.prompts.masked import check_pieces, rewrapped, rows_within
 
 
@@ -117,6 +117,7 @@ def _copies(part: Injection, rows: Tensor) -> Injection:
         values=asked(part.values),
         live=None if part.live is None else own(part.live),
         key_live=None if part.key_live is None else own(part.key_live),
+        behind=None if part.behind is None else own(part.behind),
         readout=readout,
     )
 
@@ -137,7 +138,7 @@ def _slopes(own: Injection, loss: Tensor, offset: int, length: int, pieces: int)
 def _offset(prompt: Prompt) -> int:
     """Slots of constant text before the rows."""
     offset = 0
-    while isinstance(prompt, Framed | Isolated | Reading) and prompt.inner is not None:
+    while isinstance(prompt, Framed | Visibility | Reading) and prompt.inner is not None:
         offset += len(prompt.before_ids) if isinstance(prompt, Framed) else 0
         prompt = prompt.inner
     return offset

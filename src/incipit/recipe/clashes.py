@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from incipit.recipe.recipe import Recipe
     from incipit.tasks.spec import TaskSpec
 
+PARTS = ("soft", "bos", "eos", "input")  # of a layout, in braces
+
 
 def clashes(recipe: Recipe, spec: TaskSpec | None, broken: Collection[str] = ()) -> list[str]:
     """All of them; `broken`: tables whose values are not to be judged."""
@@ -57,9 +59,9 @@ def _prompt(recipe: Recipe) -> Iterator[str]:
             yield from _unread(p, [key], "prompt", f'prompt.start = "{start}"')
     if p.kind != "prefix":
         yield from _unread(p, ["sites"], "prompt", 'prompt.kind = "prefix"')
-    if p.kind == "prefix" and p.attention == "isolated":
+    if p.kind == "prefix" and p.attention != "joint":
         yield (
-            'prompt.attention: keys and values never see the input; got "isolated" with prompt.kind = "prefix"; '
+            f'prompt.attention: keys and values never see the input; got "{p.attention}" with prompt.kind = "prefix"; '
             'remove it, or set prompt.kind = "input"'
         )
     if p.kind == "none" and not p.layout:
@@ -78,11 +80,12 @@ def _layout(recipe: Recipe) -> Iterator[str]:
     layout, kind = recipe.prompt.layout, recipe.prompt.kind
     got = f"got {layout!r}"
     for part in re.findall(r"\{(\w*)\}", layout):
-        if part not in ("soft", "bos", "eos"):
-            yield f"prompt.layout: no part is named {{{part}}}; {got}{nearest(part, ('soft', 'bos', 'eos'))}"
+        if part not in PARTS:
+            yield f"prompt.layout: no part is named {{{part}}}; {got}{nearest(part, PARTS)}"
+    for once in ("{soft}", "{input}"):
+        if (times := layout.count(once)) > 1:
+            yield f"prompt.layout: names {once} {times} times; {got}; write it once"
     count = layout.count("{soft}")
-    if count > 1:
-        yield f"prompt.layout: names {{soft}} {count} times; {got}; write it once"
     if layout and kind != "none" and not count:
         yield f"prompt.layout: has no place for the soft rows; {got}; write {{soft}} into it"
     if kind == "none" and count:
@@ -92,6 +95,11 @@ def _layout(recipe: Recipe) -> Iterator[str]:
             f"prompt.layout: keys and values enter before every input, so nothing stands before {{soft}}; "
             f'{got}; write "{{soft}}" first'
         )
+    elif layout.partition("{input}")[2] and (
+        kind == "prefix" or recipe.prompt.attention.startswith("isolated")
+    ):
+        what = "keys and values" if kind == "prefix" else "isolated rows"
+        yield f"prompt.layout: {what} stand before every input; {got}; write {{input}} last, or leave it out"
 
 
 def _train(recipe: Recipe) -> Iterator[str]:

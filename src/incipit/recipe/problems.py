@@ -48,7 +48,7 @@ def listed(problems: Sequence[str], source: str) -> str:
     """One message of all problems."""
     if len(problems) == 1:
         return f"{source}: {problems[0]}"
-    return f"{source} has {len(problems)} problems:\n  " + "\n  ".join(problems)
+    return f"{source}: {len(problems)} problems:\n  " + "\n  ".join(problems)
 
 
 def overridden(table: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -47,19 +47,23 @@ class PromptTable(Table):
     "none": only the text of `layout`."""
     length: Counted = 20
     """Number of soft rows."""
-    start: Literal["label", "vocabulary", "text", "uniform", "given"] = "label"
-    """Initial values: label words, frequent pieces of the vocabulary, `text`, uniform numbers, or `source`.
+    start: Literal["label", "vocabulary", "text", "uniform", "normal", "given"] = "label"
+    """Initial values: label words, frequent pieces of the vocabulary, `text`, random numbers (uniform: small, as in the
+    paper; normal: as large as the embeddings), or `source`.
     Without this key: "label" where the task has label words, else "vocabulary"."""
     text: str = ""
     """start = "text": the words that the first rows start from."""
     source: str = ""
     """start = "given": an artifact folder, a .npy file, or a PEFT folder."""
     layout: str = ""
-    """Constant text around the soft rows: "{bos}You sort mail. {soft}".
-    Empty: chosen by the family of the backbone and the kind."""
-    attention: Literal["joint", "isolated"] = "joint"
+    """Constant text around the soft rows: "{bos}You sort mail. {soft}". {input}: where the input stands, if not last:
+    "{bos}{input}{soft}". Empty: chosen by the family of the backbone and the kind."""
+    attention: Literal[
+        "joint", "isolated", "joint-causal", "joint-alone", "isolated-causal", "isolated-alone"
+    ] = "joint"
     """Encoder-decoders: "joint": prompt and input see each other, as in the paper. "isolated": the input sees the
-    prompt, the prompt only itself, so it is computed once for all rows; another function, and a faster one."""
+    prompt, the prompt only itself, so it is computed once for all rows; another function, and a faster one.
+    "-causal": a prompt row sees no later one; "-alone": no other one."""
     sites: Annotated[tuple[Literal["encoder", "decoder", "cross"], ...], Field(strict=False)] = ()
     """kind = "prefix": which attentions get keys and values; empty: all that the backbone has."""
     reparametrise: Literal["", "mlp", "lstm"] = ""

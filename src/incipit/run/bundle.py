@@ -109,7 +109,9 @@ def _bundle_key(recipe: Recipe, seed: int) -> str:
     train = recipe.train.model_dump(exclude={"lr", "lr_absolute", "seeds", "eval_limit", "match"})
     kind = recipe.prompt.kind
     prompt = recipe.prompt.model_dump(include={"kind", "sites", "readout", "attention"})
-    layout = "" if kind == "input" else recipe.prompt.layout  # may put rows beside keys and values, or none
+    layout = recipe.prompt.layout  # may put rows beside keys and values, or none
+    if kind == "input":  # rows behind an input are read with each, so that they would slow others down
+        layout = "behind" if layout.partition("{input}")[2] else ""
     best = METRICS[recipe.spec.metric_names()[0]].higher_is_better
     alone = [recipe.name, seed] if recipe.train.method != "prompt" else []
     return files.sha256_json([recipe.backbone.model_dump(), train, prompt, layout, best, alone])

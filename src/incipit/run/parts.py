@@ -69,7 +69,8 @@ def passes(
             whole = max(0, torch.cuda.get_device_properties(backbone.device).total_memory - held)
         gigabytes = whole / 2 / 2**30
     apart = all(isinstance(p, Isolated) for p in prompts)
-    shared = apart or (isinstance(backbone, CausalBackbone) and backbone.shares)
+    behind = any(p is not None and p.injection().behind is not None for p in prompts)
+    shared = apart or (isinstance(backbone, CausalBackbone) and backbone.shares and not behind)
     each = backbone.slot_bytes(precision)
     slots = max(1, int(gigabytes * 2**30 / each))
     if (

@@ -163,4 +163,4 @@ def _way(prompt: Injection | None) -> object:
     if prompt is None:
         return None
     way = prompt.readout.way() if prompt.readout is not None else None
-    return prompt.inputs is None, frozenset(prompt.keys), prompt.isolated, way
+    return prompt.inputs is None, frozenset(prompt.keys), prompt.isolated, prompt.within, way

@@ -9,7 +9,7 @@ from typing import Any
 
 from incipit import files
 from incipit.artifact import Artifact
-from incipit.backbones import Backbone, EncoderBackbone
+from incipit.backbones import Backbone, CausalBackbone, EncoderBackbone
 from incipit.ensemble import Ensemble, Saved
 from incipit.errors import ArtifactError, IncipitError, PromptError
 from incipit.prompts import Prompt
@@ -162,6 +162,7 @@ def prompt_of(read: Artifact, backbone: Backbone, key: str = "") -> Loaded:
         _check_sizes(read)
         prompt = read.prompt(backbone)
         _check_words(prompt, read)
+        _check_shared(prompt, backbone)
     except IncipitError as error:
         raise ArtifactError(f"prompt {read.name!r} is not served: {error}") from error
     except Exception as error:  # a card is a stranger's: whatever it leads to is its fault
@@ -181,7 +182,7 @@ def ensemble_of(saved: Saved, backbone: Backbone, ids: Sequence[str], key: str =
             _check_sizes(member)
         rule = saved.ensemble(backbone)
         for prompt in rule.prompts:
-            prompt.injection()
+            _check_shared(prompt, backbone)
         _check_gate(rule, backbone)
         words = tuple(saved.card["task"].get("words", ()))
         own = [member.words == words for member in saved.members]
@@ -206,6 +207,15 @@ def _check_words(prompt: Prompt, read: Artifact) -> None:
     if readout is not None and words and readout.bias.shape[1] != len(words):
         raise PromptError(
             f"its read-out has {readout.bias.shape[1]} classes, its card {len(words)} label words: it was mixed up"
+        )
+
+
+def _check_shared(prompt: Prompt, backbone: Backbone) -> None:
+    """PromptError for rows behind the input of a causal model: the engine reads a prompt once for all requests."""
+    if prompt.injection().behind is not None and isinstance(backbone, CausalBackbone):
+        raise PromptError(
+            "rows of it stand behind the input, where every request would read them anew: answer by `incipit predict`, "
+            "or train one whose layout has {input} last"
         )
 
 

@@ -22,8 +22,8 @@ from incipit.baselines import demonstrated, nearest_class_mean
 from incipit.decode import predict, predict_all
 from incipit.ensemble import majority
 from incipit.errors import DataError
-from incipit.evaluation import Evaluation
-from incipit.prompts import Prompt
+from incipit.evaluation import Evaluation, evaluate
+from incipit.prompts import InputPrompt, Prompt
 from incipit.recipe import Recipe
 from incipit.run.bundle import Bundle, plan
 from incipit.run.members import Tuned
@@ -31,6 +31,7 @@ from incipit.run.parts import decode_options, prompt_choice
 from incipit.study.plan import PLACES, Cell
 from incipit.tasks.metrics import compute
 from incipit.tasks.task import Task
+from incipit.transfer import recycle, rows_of
 
 TOP = 5  # neighbours of a prompt token that are looked at: Lester et al. 2021, section 7
 WHOLE = 100_000_000  # parameters up to which every frozen weight is hashed before and after
@@ -44,18 +45,24 @@ def run(
     lend: Lend,
     fresh: Lend,
     match: Mapping[int, float] | None = None,
+    starts: Mapping[int, str] | None = None,
 ) -> list[record.Record]:
     """The rows of a cell for these seeds. `folder` keeps its checkpoint, so that a killed cell goes on.
 
-    match: the score on validation that each seed is to meet.
+    match: the score on validation that each seed is to meet. starts: the artifact from which each seed starts.
     """
     if cell.do == "few-shot":
         return [_few_shot(cell, seed, lend()) for seed in seeds]
+    given = {s: {"prompt.start": "given", "prompt.source": place} for s, place in (starts or {}).items()}
+    if cell.do == "start":
+        return [_at_start(cell, cell.recipe.varied(given.get(seed, {})), seed, lend()) for seed in seeds]
     if not _apart(cell):
         return _trained(cell, cell.recipe.varied({"train.seeds": list(seeds)}), folder, lend())
     rows = []
     for seed in seeds:  # a tuned model is not lent to the next seed
-        changes = {"train.seeds": [seed]} | ({"train.match": match[seed]} if match else {})
+        changes = (
+            {"train.seeds": [seed]} | ({"train.match": match[seed]} if match else {}) | given.get(seed, {})
+        )
         backbone = lend() if cell.recipe.train.method == "prompt" else fresh()
         rows += _trained(cell, cell.recipe.varied(changes), folder / f"seed-{seed}", backbone)
     return rows
@@ -63,12 +70,29 @@ def run(
 
 def _apart(cell: Cell) -> bool:
     """Whether its seeds are trained one after another, not as a bundle."""
-    return cell.match is not None or cell.recipe.train.method != "prompt"
+    return cell.match is not None or cell.source is not None or cell.recipe.train.method != "prompt"
+
+
+def prompts(folder: Path) -> dict[int, str]:
+    """Seed -> place of the prompts that a cell's runs left below its folder."""
+    places = files.list_folders(folder, artifact.CARD) if files.exists(folder) else []
+    cards = {place: artifact.load(place).card.get("recipe", {}) for place in places}
+    return {int(recipe["seed"]): place for place, recipe in cards.items() if "seed" in recipe}
+
+
+def carried(place: str, source: Backbone, target: Backbone, folder: Path) -> str:
+    """A prompt of another backbone, its rows mapped by the pieces that both know (Lester et al. 2022); its place."""
+    old = artifact.load(place)
+    rows = recycle(rows_of(old), source, target)
+    prompt = InputPrompt(target.geometry, len(rows), rows)
+    return artifact.save(
+        folder, prompt=prompt, backbone=target, name=old.name, task=old.task, overwrite=files.exists(folder)
+    )
 
 
 def clear(cell: Cell, seeds: Sequence[int], folder: Path) -> None:
     """Remove the checkpoints of a cell whose rows are on record; prompts stay, of tuned models nothing does."""
-    if cell.do == "few-shot":
+    if cell.do in ("few-shot", "start"):
         return
     parts = [folder / f"seed-{seed}" for seed in seeds] if _apart(cell) else [folder]
     for part in parts:
@@ -91,7 +115,7 @@ def _trained(cell: Cell, recipe: Recipe, folder: Path, backbone: Backbone) -> li
             extra |= {"match": recipe.train.match}
         if one.prompt is not None and recipe.train.method == "prompt":
             extra |= {"frozen": None if before is None else _weights(backbone) == before}
-            extra |= anatomy(one.prompt, backbone, bundle.members[0].task.labels)
+            extra |= anatomy(one.prompt, backbone, bundle.members[0].task.labels, _words(cell))
         data = one.record["data"] | {f"shift:{n}": task.data_hash for n, (task, _) in shifted.items()}
         seconds, parameters = float(one.record["seconds"]), int(one.record["parameters"])
         rows.append(_row(cell, one.seed, one.scores | own, data, backbone, seconds, parameters, extra))
@@ -168,6 +192,18 @@ def _few_shot(cell: Cell, seed: int, backbone: Backbone) -> record.Record:
     return _row(cell, seed, {split: scores}, data, backbone, seconds, 0, {"bytes": 0})
 
 
+def _at_start(cell: Cell, recipe: Recipe, seed: int, backbone: Backbone) -> record.Record:
+    """A prompt as it starts: nothing is trained."""
+    task, started = cell.recipe.load_task(), time.monotonic()
+    prompt = make_prompt(prompt_choice(recipe), backbone, task.labels, seed)
+    split = _judged(task)
+    options = decode_options(cell.recipe)
+    found = evaluate(backbone, prompt, task.examples(split), task.metrics, options, legality=True)
+    data, seconds = {"task": task.data_hash}, time.monotonic() - started
+    extra = {} if prompt is None else anatomy(prompt, backbone, task.labels)
+    return _row(cell, seed, {split: found.scores}, data, backbone, seconds, 0, extra)
+
+
 # -- one answer from several prompts -------------------------------------------------------------------------------
 
 
@@ -210,18 +246,26 @@ def _voted(cell: Cell, bundle: Bundle, tuned: Sequence[Tuned], backbone: Backbon
 # -- what a prompt is made of --------------------------------------------------------------------------------------
 
 
-def anatomy(prompt: Prompt, backbone: Backbone, words: Sequence[str]) -> dict[str, Any]:
+def _words(cell: Cell) -> str:
+    """The text that its rows start from."""
+    own = cell.recipe.prompt
+    return own.text if own.start == "text" else ""
+
+
+def anatomy(prompt: Prompt, backbone: Backbone, words: Sequence[str], text: str = "") -> dict[str, Any]:
     """norm, duplicates, tightness (and that of random vectors), labels among the neighbours; {} without soft rows.
 
     norm: mean RMS of the rows over the embeddings' RMS. duplicates: share of the rows whose nearest piece is also
     another's. tightness: mean cosine between the five nearest pieces of a row. label_own: share of the labels whose
-    first piece is among the neighbours of the row that started from it; label_any: of any row.
+    first piece is among the neighbours of the row that started from it; label_any: of any row. text_own: share of the
+    rows that started from a piece of `text` and have it for their nearest still; None without.
     """
     soft = [row for row in inspect(prompt, backbone, TOP).rows if not row.text]
     if not soft:
         return {}
     near = [[piece for piece, _ in row.neighbours] for row in soft]
-    first = [pieces[0] for pieces in near]
+    first = [some[0] for some in near]
+    pieces = [backbone.piece(i) for i in backbone.text_ids(text)[: len(near)]] if text else []
     labels = [backbone.piece(ids[0]) for word in words if (ids := backbone.text_ids(word))]
     rows = torch.randn(len(soft), backbone.geometry.hidden, generator=torch.Generator().manual_seed(0))
     return {
@@ -230,7 +274,8 @@ def anatomy(prompt: Prompt, backbone: Backbone, words: Sequence[str]) -> dict[st
         "tightness": _tightness([_ids(backbone, pieces) for pieces in near], backbone),
         "tightness_random": _tightness(_nearest(rows, backbone), backbone),
         "label_own": _share([w in near[i] for i, w in enumerate(labels[: len(near)])]),
-        "label_any": _share([any(w in pieces for pieces in near) for w in labels]),
+        "label_any": _share([any(w in some for some in near) for w in labels]),
+        "text_own": _share([piece == first[i] for i, piece in enumerate(pieces)]),
         "neighbours": near[:8],
     }
 

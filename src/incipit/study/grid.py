@@ -84,10 +84,16 @@ def _once(study: Study, only: Sequence[str]) -> list[Cell]:
     """The different cells, grouped by backbone so that each is loaded once."""
     different: dict[str, Cell] = {}
     for place in study.places(only):
-        if place.cell.match is not None:  # what it is to meet comes first
-            different.setdefault(place.cell.match.key, place.cell.match)
+        for before in (
+            place.cell.match,
+            place.cell.source,
+        ):  # what it is to meet, and to start from, come first
+            if before is not None:
+                different.setdefault(before.key, before)
         different.setdefault(place.cell.key, place.cell)
-    order = list(dict.fromkeys(cell.backbone for cell in different.values()))
+    known = list(different.values())
+    first = [c.source for c in known if c.source is not None and c.source.backbone != c.backbone]
+    order = list(dict.fromkeys(cell.backbone for cell in (*first, *known)))
     return sorted(different.values(), key=lambda cell: order.index(cell.backbone))
 
 
@@ -241,12 +247,14 @@ class _Bench:
 
     def run(self, cell: Cell, seeds: Sequence[int]) -> list[dict[str, Any]]:
         """Run a cell and put its rows on record; a killed one goes on from its checkpoint."""
-        identity = [cell.key, self._data(cell), self.lend(cell).fingerprint]
-        place = (
-            self.folder / "cells" / files.sha256_json(identity)[:16] / ("seeds-" + "-".join(map(str, seeds)))
-        )
+        if cell.source is not None and (before := self.lacking(cell.source)):
+            self.run(cell.source, before)  # where two backbones start from one another
+        place = self._folder(cell) / ("seeds-" + "-".join(map(str, seeds)))
         match = None if cell.match is None else self._targets(cell.match, seeds)
-        found = cells.run(cell, seeds, place, lambda: self.lend(cell), lambda: self.fresh(cell), match)
+        starts = None if cell.source is None else self._starts(cell, cell.source, seeds, place)
+        found = cells.run(
+            cell, seeds, place, lambda: self.lend(cell), lambda: self.fresh(cell), match, starts
+        )
         rows = []
         for one in found:
             known = record.find(self.path, one)
@@ -254,6 +262,27 @@ class _Bench:
         cells.clear(cell, seeds, place)
         self.rows += rows
         return rows
+
+    def _folder(self, cell: Cell) -> Path:
+        """Where the runs of a cell are, under present settings, data and backbone."""
+        identity = [cell.key, self._data(cell), self.lend(cell).fingerprint]
+        return self.folder / "cells" / files.sha256_json(identity)[:16]
+
+    def _starts(self, cell: Cell, source: Cell, seeds: Sequence[int], place: Path) -> dict[int, str]:
+        """Seed -> artifact from which a cell starts: the source's own, or carried over from another backbone."""
+        there = cells.prompts(self._folder(source))
+        if missing := [seed for seed in seeds if seed not in there]:
+            raise RecipeError(
+                f"the prompts of {source.name}, from which {cell.name} starts, are not in {str(self.folder)!r} for the "
+                f"seeds {missing}, only their scores: remove those rows of {RECORDS}, and they are trained again"
+            )
+        if source.backbone == cell.backbone:
+            return {seed: there[seed] for seed in seeds}
+        own = self.fresh(source)
+        return {
+            seed: cells.carried(there[seed], own, self.lend(cell), place / "start" / str(seed))
+            for seed in seeds
+        }
 
     def _targets(self, cell: Cell, seeds: Sequence[int]) -> dict[int, float]:
         """Seed -> score on validation of a cell that was run."""

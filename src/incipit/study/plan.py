@@ -30,7 +30,7 @@ from incipit.study import checks
 from incipit.tasks.spec import TaskSpec
 from incipit.train.trainee import FREE
 
-DOES = ("tune", "few-shot", "ensemble")
+DOES = ("tune", "few-shot", "ensemble", "start")
 PLACES = ("data", "train", "validation", "test")  # of a task: where, not what
 
 
@@ -39,6 +39,7 @@ class Cell:
     """One thing to run. key: hash of its settings. shift: further tasks that its result is scored on.
 
     match: the cell whose score on validation it is to meet, seed by seed; its nearest checkpoint is kept, not its best.
+    source: the cell from whose prompt it starts, seed by seed.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Cell:
     shots: int = 0
     shift: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     match: Cell | None = None
+    source: Cell | None = None
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -58,7 +60,7 @@ class Cell:
     def cost(self, parameters: float) -> float:
         """What it takes, in units that are alike for all cells: rows read times size of the backbone."""
         train = self.recipe.train
-        rows = train.steps * train.batch if self.do != "few-shot" else 200
+        rows = 200 if self.do in ("few-shot", "start") else train.steps * train.batch
         length = self.recipe.prompt.length if self.recipe.prompt.kind == "input" else 0
         return rows * len(self.seeds) * (40 + length) * max(parameters, 1.0)
 
@@ -144,8 +146,9 @@ class Study:
         coordinates: Mapping[str, str],
         axes: Mapping[str, Mapping[str, Any]],
         shift: Mapping[str, Any],
+        backbone: str = "",
     ) -> Cell:
-        """The cell of an experiment at these labels of its axes."""
+        """The cell of an experiment at these labels of its axes. backbone: in place of the experiment's."""
         table, own = self.experiments[name], "/".join([name, *coordinates.values()])
         mixed = "mixture" in axes["method"][coordinates["method"]]
         if mixed:  # one model for all tasks: one cell, which each of their places shares
@@ -157,23 +160,50 @@ class Study:
         if "seeds" in table:
             changes["train.seeds"] = table["seeds"]
         backbones, match = table["backbone"], str(changes.pop("match", ""))
-        label = (
+        label = backbone or (
             _filled(own, backbones, coordinates) if isinstance(backbones, str) else coordinates["backbone"]
         )
+        own = f"{own}@{backbone}" if backbone else own
         if label not in self.table["backbones"]:
             raise RecipeError(
                 f"{own}: {label!r} is not in [backbones]{nearest(label, self.table['backbones'])}"
             )
+        source = changes.pop("source", None)
+        begun = None if source is None else self._source(own, name, source, coordinates, axes)
+        tasks = table["task"] if mixed else [coordinates["task"]]
         if not match:
-            tasks = table["task"] if mixed else [coordinates["task"]]
-            return self._cell(own, tasks, label, changes, shift)
+            return self._cell(own, tasks, label, changes, shift, source=begun)
         if match not in self.table["methods"] or match == coordinates["method"]:
             raise RecipeError(
                 f"{own}: match = {match!r} is no other of [methods]{nearest(match, self.table['methods'])}"
             )
         known = {**axes, "method": {match: self.table["methods"][match]}}
         partner = self._at(name, {**coordinates, "method": match}, known, shift)
-        return self._cell(own, [coordinates["task"]], label, changes, shift, partner)
+        return self._cell(own, tasks, label, changes, shift, partner, begun)
+
+    def _source(
+        self,
+        own: str,
+        name: str,
+        source: Any,
+        coordinates: Mapping[str, str],
+        axes: Mapping[str, Mapping[str, Any]],
+    ) -> Cell:
+        """The cell from whose prompt another starts: the same but for the labels that `source` names."""
+        if not isinstance(source, Mapping) or not all(isinstance(label, str) for label in source.values()):
+            raise RecipeError(f'{own}: source = {source!r} is no table of labels, as {{ task = "sst2" }}')
+        own_axes = {**axes, "task": {t: table.get("set", {}) for t, table in self.table["tasks"].items()}}
+        known = {**own_axes, "backbone": self.table["backbones"]}
+        for axis, label in source.items():
+            if label not in known.get(axis, {}):
+                near = nearest(label, known[axis]) if axis in known else nearest(axis, known)
+                raise RecipeError(f"{own}: source: there is no {axis} = {label!r} here{near}")
+        there = {**coordinates, **{axis: label for axis, label in source.items() if axis != "backbone"}}
+        if again := [axis for axis, label in there.items() if "source" in own_axes[axis][label]]:
+            raise RecipeError(
+                f"{own}: source: starts from a prompt itself; name another label of {again[0]} in it"
+            )
+        return self._at(name, there, own_axes, {}, source.get("backbone", ""))
 
     def _task(self, label: str) -> dict[str, Any]:
         """The [task] table of a task, with the data folder written in."""
@@ -191,6 +221,7 @@ class Study:
         changes: Mapping[str, Any],
         shift: Mapping[str, Any],
         match: Cell | None = None,
+        source: Cell | None = None,
     ) -> Cell:
         changes = dict(changes)
         mixture = changes.pop("mixture", None)
@@ -222,8 +253,9 @@ class Study:
         key = files.sha256_json(
             [_lasting(recipe, do, shots), self.origin(label), _placeless(shift) if do != "few-shot" else {}]
             + ([] if match is None else [match.key])
+            + ([] if source is None else [{"source": source.key}])
         )
-        return Cell(key, name, do, recipe, label, shots, shift if do != "few-shot" else {}, match)
+        return Cell(key, name, do, recipe, label, shots, shift if do != "few-shot" else {}, match, source)
 
     def origin(self, backbone: str) -> Any:
         """What a backbone is, whatever its place: its name, or the recipes that pre-train it, one after another."""

@@ -103,7 +103,10 @@ class Attempt(nn.Module):
                 live=readout.live.expand(count, -1),
             )  # fmt: skip
         index = torch.arange(count, device=rows.device)
-        return Injection(index, inputs=inputs, readout=readout, isolated=frame.isolated)
+        behind = frame.behind.expand(count, -1) if frame.behind is not None else None
+        return Injection(
+            index, inputs=inputs, readout=readout, isolated=frame.isolated, behind=behind, within=frame.within
+        )
 
     def _before(self) -> int:
         """Constant rows before the soft ones."""

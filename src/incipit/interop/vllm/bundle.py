@@ -118,7 +118,12 @@ def _entering(artifact: Artifact, backbone: Backbone) -> Injection:
             f"prompt {artifact.name!r} enters as keys and values, for which vLLM has no place: train one of kind "
             '"input", or serve it with `incipit serve`'
         )
-    if part.readout is not None or part.isolated or part.inputs is None:
+    if part.behind is not None:
+        raise InteropError(
+            f"rows of prompt {artifact.name!r} stand behind the input, and the bundle puts all before it: train one "
+            "whose layout has {input} last"
+        )
+    if part.readout is not None or part.isolated or part.within != "all" or part.inputs is None:
         raise InteropError(
             f"prompt {artifact.name!r} is read out or attended to in a way of its own, which vLLM has not: serve it "
             "with `incipit serve`"
