@@ -1,4 +1,4 @@
-"""Constant text around the soft rows, all of it one shared prefix; and a classifier's read-out beside it."""
+"""Constant text around the soft rows, before or behind the input; and a classifier's read-out beside it."""
 
 from __future__ import annotations
 
