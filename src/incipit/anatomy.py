@@ -82,6 +82,7 @@ class Anatomy:
     random_tightness: float = (
         0.0  # the mean tightness of random vectors of the embeddings' mean and deviation
     )
+    behind: int = 0  # how many of the rows, the last ones, stand behind the input
 
     def table(self) -> dict[str, Any]:
         """All of it, JSON-able."""
@@ -98,7 +99,8 @@ def inspect(prompt: Prompt, backbone: Backbone, neighbours: int = 5, words: Sequ
         raise PromptError(f"{neighbours} neighbours: the vocabulary has {vocab} pieces; ask for 0 to {vocab}")
     with torch.no_grad():
         inner, before, after = _unframed(prompt)
-        inputs = prompt.injection().inputs
+        part = prompt.injection()
+        inputs, behind = part.inputs, 0 if part.behind is None else int(part.behind.sum())
         rows: tuple[Row, ...] = ()
         shared: tuple[tuple[int, ...], ...] = ()
         labels: tuple[Label, ...] = ()
@@ -124,7 +126,7 @@ def inspect(prompt: Prompt, backbone: Backbone, neighbours: int = 5, words: Sequ
         unit = F.normalize(table, dim=1)
         similarity = (unit @ unit.T).cpu()  # [P, P]
     cosines_ = tuple(tuple(row) for row in similarity.tolist())
-    return Anatomy(rows, layers, _groups(similarity >= SAME), cosines_, shared, labels, random)
+    return Anatomy(rows, layers, _groups(similarity >= SAME), cosines_, shared, labels, random, behind)
 
 
 def _unframed(prompt: Prompt) -> tuple[Prompt | None, Sequence[int], Sequence[int]]:

@@ -197,6 +197,8 @@ def model_card(card: Mapping[str, Any]) -> str:
     ]
     if task.get("words"):
         body.append(f"- label words: {', '.join(task['words'])}")
+    if '"behind":' in json.dumps(card["prompt"]):
+        body.append("- placement: soft rows or constant text stand behind the input")
     if card["prompt"].get("kind") == "isolated":
         body.append("- attention: isolated (the prompt does not see the input)")
     if within := card["prompt"].get("within"):

@@ -20,7 +20,12 @@ test = "test.jsonl"
 train = "test.jsonl"
 labels = {positive = "good", negative = "bad"}
 """
-ROWS = [("a fine film", "positive"), ("a dull one", "negative"), ("what a waste", "negative"), ("a joy", "positive")]
+ROWS = [
+    ("a fine film", "positive"),
+    ("a dull one", "negative"),
+    ("what a waste", "negative"),
+    ("a joy", "positive"),
+]
 
 
 @pytest.fixture

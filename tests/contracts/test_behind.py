@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from incipit import artifact
+from incipit.anatomy import inspect
 from incipit.assemble import PromptChoice, make_prompt
 from incipit.backbones import GenerateOptions, tiny, wrap
 from incipit.batch import Encoded, collate
@@ -168,6 +169,9 @@ def test_a_recipe_puts_rows_behind_and_an_artifact_keeps_it(tmp_path: Path, name
     part = saved.injection()
     assert part.behind is not None and part.behind.sum() == 4 and part.behind[0, -4:].all()
     assert artifact.load(other.place).prompt(backbone).injection().behind is None
+    assert "behind the input" in (Path(one.place) / artifact.README).read_text(encoding="utf-8")
+    assert "behind the input" not in (Path(other.place) / artifact.README).read_text(encoding="utf-8")
+    assert inspect(saved, backbone, 2).behind == 4
     batch = collate([backbone.encode("a fine film", "good", choice=0)], pad_id=backbone.pad_id)
     before, after = (backbone.loss(batch, p.injection())[0] for p in (one.prompt, saved))
     torch.testing.assert_close(before, after, rtol=0, atol=0)

@@ -44,6 +44,7 @@ def show(
         ("backbone", card["backbone"]["name"]),
         ("task", f"{card['task'].get('name', '')} ({card['task'].get('kind', '')})"),
         ("input", card["task"].get("input", "")),
+        *([("behind the input", f"the last {found.behind} rows")] if found.behind else []),
         ("label words", ", ".join(artifact.words)),
         ("parameters", card.get("parameters", "")),
         *((split, output.scores(values)) for split, values in card.get("scores", {}).items()),
