@@ -15,7 +15,7 @@ from incipit.study.page import Block, Figure
 from incipit.study.points import Point
 
 ELSEWHERE = "tested on"  # an axis of figures: the own test, then the shifted ones
-UNORDERED = (ELSEWHERE, "task", "method", "start", "population")  # no line joins their places
+UNORDERED = (ELSEWHERE, "task", "method", "start", "population", "placement")  # no line joins their places
 SCORE = "score on test, %"
 Series = dict[str, list[tuple[str, list[float]]]]
 
