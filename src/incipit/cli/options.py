@@ -51,33 +51,21 @@ def check_again(resume: bool, overwrite: bool) -> None:
         raise typer.BadParameter("--resume goes on with a run and --overwrite replaces it; give one of them")
 
 
+def _folders(says: str) -> Any:
+    """ARTIFACT...: prompts on disk."""
+    return typer.Argument(
+        metavar="ARTIFACT", help=f"Folders that `incipit tune` wrote{says}", show_default=False
+    )
+
+
 Recipes = Annotated[
     list[Path], typer.Argument(metavar="RECIPE", help="Recipe files (TOML).", show_default=False)
 ]
-Artifacts = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="ARTIFACT",
-        help="Folders that `incipit tune` wrote, or fsspec addresses of such.",
-        show_default=False,
-    ),
-]
+Artifacts = Annotated[list[str], _folders(", or fsspec addresses of such.")]
 Judged = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="ARTIFACT",
-        help="Folders that `incipit tune` wrote, or fsspec addresses of such. Without any: --backbone alone on --task.",
-        show_default=False,
-    ),
+    list[str], _folders(", or fsspec addresses of such. Without any: --backbone alone on --task.")
 ]
-Sources = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="ARTIFACT",
-        help="Folders that `incipit tune` wrote. Without any: the sources of the recipe.",
-        show_default=False,
-    ),
-]
+Sources = Annotated[list[str], _folders(". Without any: the sources of the recipe.")]
 Artifact = Annotated[
     str, typer.Argument(metavar="ARTIFACT", help="A folder that `incipit tune` wrote, or an fsspec address.")
 ]
