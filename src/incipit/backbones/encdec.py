@@ -17,7 +17,7 @@ from incipit.backbones import alike, attend, internals, stream, twoparts, unpadd
 from incipit.backbones.base import MAX_ROWS, Candidates, by_row, near, token_nll, widened
 from incipit.backbones.decoding import GenerateOptions
 from incipit.backbones.likelihood import label_nll
-from incipit.backbones.rows import compact
+from incipit.backbones.rows import compact, seen
 from incipit.backbones.sites import SiteBackbone
 from incipit.batch import IGNORE, Batch, pad
 from incipit.errors import BackboneError
@@ -85,8 +85,7 @@ class EncoderDecoderBackbone(SiteBackbone):
         length = prefix.shape[1]
         front = torch.arange(length, device=mask.device) + self.geometry.vocab + length * batch.rows[:, None]
         names = torch.cat([front, batch.input_ids], dim=1)
-        own = torch.cat([torch.ones_like(live), torch.zeros_like(batch.input_mask)], dim=1)
-        mask, embeds, names, own = compact(mask, embeds, names, own, ranks=self.ranks(batch, injection))
+        mask, embeds, names = compact(mask, embeds, names, ranks=self.ranks(batch, injection))
         blank = ~mask.any(dim=1)
         if injection is not None and injection.isolated:
             assert injection.key_live is not None
@@ -97,11 +96,12 @@ class EncoderDecoderBackbone(SiteBackbone):
                 "give it some text"
             )
         if not mask.shape[1]:  # no row has text: one slot that nothing sees
-            mask, own, embeds = F.pad(mask, (0, 1)), F.pad(own, (0, 1)), F.pad(embeds, (0, 0, 0, 1))
+            mask, names, embeds = F.pad(mask, (0, 1)), F.pad(names, (0, 1)), F.pad(embeds, (0, 0, 0, 1))
         self._check_length(mask.shape[1])
         if injection is not None and injection.within != "all":  # of what was prefilled this is settled
             states: Tensor = self.encoder(
-                inputs_embeds=embeds, attention_mask=seen(mask, own, injection.within)
+                inputs_embeds=embeds,
+                attention_mask=seen(mask, names >= self.geometry.vocab, injection.within),
             ).last_hidden_state
             return states, mask
         return self._states(embeds, mask, injection, names), mask
@@ -357,13 +357,3 @@ class EncoderDecoderBackbone(SiteBackbone):
 
         with torch.no_grad():
             return attend.record(run, {s: self.modules[s] for s in sites})
-
-
-def seen(mask: Tensor, own: Tensor, within: str) -> Tensor:
-    """What slot q of a row may look at, [B, 1, S (q), S] bool: all live ones (mask [B, S]); but one of the prompt (own
-    [B, S]) of the prompt those before it ("before") or itself ("itself")."""
-    slots = torch.arange(mask.shape[1], device=mask.device)
-    allowed = slots[:, None] >= slots if within == "before" else slots[:, None] == slots  # [S, S]
-    both = own[:, :, None] & own[:, None]
-    found = mask[:, None] & (allowed | ~both)
-    return (found | (slots[:, None] == slots))[:, None]  # a dead slot looks at itself, not at nothing

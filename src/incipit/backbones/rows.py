@@ -66,6 +66,16 @@ def last_apart(injection: Injection) -> tuple[Injection | None, Injection]:
     return (replace(injection, inputs=None, live=None) if injection.keys else None), last
 
 
+def seen(mask: Tensor, own: Tensor, within: str) -> Tensor:
+    """What slot q of a row may look at, [B, 1, S (q), S] bool: all live ones (mask [B, S]); but one of the prompt (own
+    [B, S]) of the prompt those before it ("before") or itself ("itself")."""
+    slots = torch.arange(mask.shape[1], device=mask.device)
+    allowed = slots[:, None] >= slots if within == "before" else slots[:, None] == slots  # [S, S]
+    both = own[:, :, None] & own[:, None]
+    found = mask[:, None] & (allowed | ~both)
+    return (found | (slots[:, None] == slots))[:, None]  # a dead slot looks at itself, not at nothing
+
+
 def _take(part: Tensor, order: Tensor) -> Tensor:
     if part.dim() == 2:
         return part.gather(1, order)
