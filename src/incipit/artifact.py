@@ -171,6 +171,11 @@ def parse_card(data: bytes, place: str) -> dict[str, Any]:
     return KIND.parse(data, place)
 
 
+def _behind(spec: Mapping[str, Any] | None) -> bool:
+    """Whether a prompt, or one within it, has something behind the input."""
+    return spec is not None and bool(spec.get("behind") or _behind(spec.get("inner")))
+
+
 def model_card(card: Mapping[str, Any]) -> str:
     """The README.md of an artifact, in the form that model hubs show."""
     base, task = card["backbone"], card["task"]
@@ -197,7 +202,7 @@ def model_card(card: Mapping[str, Any]) -> str:
     ]
     if task.get("words"):
         body.append(f"- label words: {', '.join(task['words'])}")
-    if '"behind":' in json.dumps(card["prompt"]):
+    if _behind(card["prompt"]):
         body.append("- placement: soft rows or constant text stand behind the input")
     if card["prompt"].get("kind") == "isolated":
         body.append("- attention: isolated (the prompt does not see the input)")
