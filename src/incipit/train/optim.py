@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from incipit.errors import TrainingError, nearest
+from incipit.train.muon import Muon
 
 FACTORED_FROM = 128  # Shazeer and Stern's code keeps row and column means only where both sides reach this
 
@@ -141,13 +142,7 @@ def _muon(groups: list[dict[str, Any]], settings: OptimSettings) -> list[torch.o
     found: list[torch.optim.Optimizer] = []
     if hidden:
         found.append(
-            torch.optim.Muon(
-                hidden,
-                lr=settings.lr,
-                momentum=settings.beta1,
-                weight_decay=settings.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
+            Muon(hidden, lr=settings.lr, momentum=settings.beta1, weight_decay=settings.weight_decay)
         )
     return [*found, *(_adamw(rest, settings) if rest else [])]
 
