@@ -59,7 +59,7 @@ def test_a_weight_that_changes_is_put_in_order_anew() -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_what_is_left_as_it_is() -> None:
+def test_what_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     learns, frozen = nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False)
     reordered.attach(nn.Sequential(learns, frozen))
     learns(torch.ones(2, 4)).sum().backward()
@@ -70,7 +70,29 @@ def test_what_is_left_as_it_is() -> None:
     assert frozen(torch.ones(2, 4, dtype=torch.float64)).dtype == torch.float64
     assert [h.kept for layer in (learns, frozen) for h in hooked(layer)] == [None, None]
     assert reordered.attach(nn.Sequential(learns, frozen)) == 0  # hooked before; of another type
+    monkeypatch.setattr(reordered, "fast", lambda dtype: True)
     assert reordered.attach(nn.Linear(4, 4, dtype=torch.bfloat16)) == 0
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["in order", "widened"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_layer_of_16_bits_that_the_processor_does_not_multiply(
+    dtype: torch.dtype, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sum in float32, rounded once: the nearest number of 16 bits to the exact one, and its gradient."""
+    monkeypatch.setattr(reordered, "fast", lambda dtype: False)
+    monkeypatch.setattr(reordered, "total", lambda _: 2**40 if kept else 0)
+    layer = nn.Linear(5, 3, dtype=dtype).requires_grad_(False)
+    assert reordered.attach(nn.Sequential(layer)) == kept and len(hooked(layer)) == 1
+    x, given = torch.randn(7, 5).to(dtype).requires_grad_(), torch.randn(7, 3).to(dtype)
+    found = layer(x)
+    (slope,) = torch.autograd.grad(found, x, given)
+    with torch.no_grad():
+        unseen = layer(x.detach())
+    exact = x.double() @ layer.weight.double().T + layer.bias.double()
+    for ours, wanted in ((found, exact), (unseen, exact), (slope, given.double() @ layer.weight.double())):
+        assert type(ours) is torch.Tensor and ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), wanted, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
 def test_small_weights_and_large_models_are_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from incipit import files
+from incipit.backbones import hardware
 from incipit.batch import Batch, Encoded, collate
 from incipit.errors import Interrupted, TrainingError
 from incipit.train import OptimSettings, Outcome, Trainee, fit
@@ -202,7 +203,11 @@ def test_dropout_goes_on_from_the_saved_generator(toy: ModuleType, tmp_path: Pat
     assert torch.equal(whole, parts)
 
 
-def test_bfloat16_autocast_reaches_the_objective(toy: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("able", [True, False])
+def test_bfloat16_reaches_the_objective_where_the_processor_multiplies_it(
+    able: bool, toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "fast", lambda dtype: able or dtype == torch.float32)
     many, kinds = toy.trainees(1), []
 
     def watching(batch: Batch) -> Any:
@@ -210,7 +215,7 @@ def test_bfloat16_autocast_reaches_the_objective(toy: ModuleType, tmp_path: Path
         return toy.objective([many[0].module])(batch)
 
     fit(many, watching, toy.settings(steps=1, precision="bfloat16"), tmp_path, collate)
-    assert kinds == [torch.bfloat16]
+    assert kinds == [torch.bfloat16 if able else torch.float32]
     assert many[0].module.start.dtype == torch.float32
 
 

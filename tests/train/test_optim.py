@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from incipit.errors import TrainingError
+from incipit.train.muon import orthogonal
 from incipit.train.optim import Adafactor, Optimiser, OptimSettings, factor
 
 
@@ -119,6 +120,34 @@ def test_muon_turns_hidden_matrices_and_leaves_the_rest_to_adamw() -> None:
     torch.testing.assert_close(params["embed.weight"].detach().abs(), torch.full((6, 6), 0.1))
     adam = {f"embed.weight/{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
     assert set(optimiser.state()) == {"layer.weight/momentum_buffer"} | adam
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (5, 9), (9, 5)])
+def test_orthogonal_is_its_polynomial_of_the_singular_values(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape, dtype=torch.float64)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    values = values / values.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
+    torch.testing.assert_close(orthogonal(matrix), left @ values.diag() @ right)
+    torch.testing.assert_close(orthogonal(torch.zeros(shape)), torch.zeros(shape))
+
+
+def test_muon_is_that_of_torch_but_for_its_rounding() -> None:
+    ours, theirs = (nn.Parameter(torch.ones(24, 40)) for _ in range(2))
+    settings = OptimSettings("muon", lr=0.02, beta1=0.95, weight_decay=0.1)
+    first = one(ours, settings)
+    second = torch.optim.Muon(
+        [theirs], lr=0.02, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+    )
+    for t, grad in enumerate(gradients((24, 40)), start=1):
+        ours.grad, theirs.grad = grad.clone(), grad.clone()
+        first.step(t, 4)
+        second.step()
+    moved = (theirs.detach() - 1).square().mean().sqrt()
+    torch.testing.assert_close(ours.detach(), theirs.detach(), atol=0.06 * float(moved), rtol=0)
+    assert moved > 0.005
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adamw", "muon"])

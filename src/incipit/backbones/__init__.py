@@ -5,7 +5,8 @@ from incipit.backbones.causal import CausalBackbone
 from incipit.backbones.decoding import GenerateOptions
 from incipit.backbones.encdec import EncoderDecoderBackbone
 from incipit.backbones.encoder import EncoderBackbone
-from incipit.backbones.load import fastest_dtype, load, wrap
+from incipit.backbones.hardware import autocast, fastest_dtype
+from incipit.backbones.load import load, wrap
 
 __all__ = [
     "Backbone",
@@ -13,6 +14,7 @@ __all__ = [
     "EncoderBackbone",
     "EncoderDecoderBackbone",
     "GenerateOptions",
+    "autocast",
     "fastest_dtype",
     "load",
     "wrap",

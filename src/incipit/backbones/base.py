@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from incipit import files
 from incipit.backbones import reordered
 from incipit.backbones.decoding import GenerateOptions, decoded, plain_generation, row_seeds
+from incipit.backbones.hardware import autocast
 from incipit.backbones.words import Words
 from incipit.batch import IGNORE, Batch, Encoded, collate, pad
 from incipit.errors import BackboneError
@@ -224,7 +225,7 @@ class Backbone(Words, ABC):
             return tensor
 
         batch, injection = self._probe_rows(count, _PROBE)
-        cast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+        cast = autocast(self.device, precision)
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
         with torch.enable_grad(), cast, hooks:
             self.loss(batch, injection)

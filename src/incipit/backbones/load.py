@@ -168,13 +168,3 @@ def _move(name: str) -> str:
         return "check that the folder holds config.json, the weights and the tokenizer"
     here = f"no folder of that name is in {os.getcwd()!r}"
     return f"{here}: check the path, or the id and the network; `builtin:minilm` works offline"
-
-
-def fastest_dtype(device: str = "cpu") -> str:
-    """ "bfloat16" where the hardware multiplies it fast, else "float32"."""
-    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
-        return "bfloat16"
-    able: dict[str, bool] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # older releases of torch do not tell
-    return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from incipit.backbones import autocast
 from incipit.batch import IGNORE, Batch, Encoded, collate
 
 # B rows, T text length, U target length, N label tokens, H hidden, V vocabulary
@@ -93,7 +94,7 @@ def held_out(
     """exp(mean nll of a label token) over fixed rows."""
     ordered = sorted(rows, key=lambda row: len(row.input_ids))
     nll = count = 0.0
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+    with torch.no_grad(), autocast(torch.device("cpu"), precision):
         for first in range(0, len(ordered), micro_batch):
             sums, counts = loss(collate(ordered[first : first + micro_batch]))
             nll, count = nll + float(sums.double().sum()), count + float(counts.sum())

@@ -108,7 +108,7 @@ class TrainTable(Table):
     clip_norm: Annotated[float, Field(ge=0)] = 0.0
     """Greatest norm of the gradient; 0: no limit."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What the forward pass is computed in; prompt and optimiser stay in float32."""
+    """What the forward pass is computed in, where the hardware multiplies it; prompt and optimiser stay in float32."""
     seeds: Annotated[tuple[Whole, ...], Field(strict=False)] = (0,)
     """One prompt is trained for each seed, all in one process (other methods: one after another)."""
     eval_every: Counted = 100

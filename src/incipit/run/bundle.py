@@ -13,11 +13,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from incipit import artifact, files
-from incipit.backbones import Backbone
+from incipit.backbones import Backbone, autocast
 from incipit.batch import Batch, Encoded, collate
 from incipit.errors import RecipeError, StorageError, TrainingError
 from incipit.evaluation import Evaluation, Trial, evaluate_all
@@ -240,8 +239,7 @@ def fit_members(
 def precision_of(members: Sequence[Member], backbone: Backbone) -> AbstractContextManager[object]:
     """What scores are computed in: of a tuned model as it was trained, for nobody reads it again."""
     train = members[0].recipe.train
-    narrow = train.method != "prompt" and train.precision == "bfloat16"
-    return torch.autocast(backbone.device.type, torch.bfloat16, enabled=narrow)
+    return autocast(backbone.device, "float32" if train.method == "prompt" else train.precision)
 
 
 def scored(

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from incipit.backbones import autocast
 from incipit.batch import Batch, Encoded
 
 Objective: TypeAlias = Callable[
@@ -106,7 +107,7 @@ def accumulate(
         batch = collate([e for _, e in part], [k for k, _ in part])
         totals[-1, 1] += int(batch.input_mask.sum() + batch.target_mask.sum())
         batch = batch.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        with autocast(device, precision):
             nll, count = objective(batch)
         if nll.requires_grad or bool(count.any()):  # rows without a label ask for nothing
             nll.sum().backward()

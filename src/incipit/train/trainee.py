@@ -31,7 +31,7 @@ class FitSettings:
     clip_norm: float = 0.0
     """Greatest norm of a trainee's gradient; 0: no limit."""
     precision: str = "float32"
-    """"float32", or "bfloat16" for the forward pass; weights and optimiser stay as they are."""
+    """What the forward pass is computed in: "float32", or "bfloat16" where the hardware multiplies it."""
     eval_every: int = 0
     """Steps between scores on validation; the last step is always scored."""
     best: str = "max"  # whether THE metric is better when greater ("max") or smaller ("min")
