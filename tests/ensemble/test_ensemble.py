@@ -88,7 +88,9 @@ def test_one_batch_is_k_separate_passes(backbones: Of, family: str) -> None:
         alone = predict(backbone, [prompt], asked)
         assert [p.text for p in together.predictions[k]] == [p.text for p in alone]
         for a, b in zip(together.predictions[k], alone, strict=True):
-            assert a.probabilities == pytest.approx(b.probabilities, abs=1e-6)
+            assert a.probabilities == pytest.approx(
+                b.probabilities, abs=3e-6
+            )  # float32 on AVX2 differs by 1.1e-6
         (own,) = score_all(backbone, [prompt], asked)
         torch.testing.assert_close(torch.tensor(together.scores[k]), torch.tensor(own), rtol=1e-5, atol=1e-5)
     texts = {tuple(p.text for p in own) for own in together.predictions}

@@ -71,11 +71,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             | {
                 "paraphrase-qqp": 3,
                 "paraphrase-mrpc": 3,
-                "size": 48,
-                "length-by-size": 12,
-                "start-by-size": 12,
+                "size": 60,
+                "length-by-size": 15,
+                "start-by-size": 15,
             }
-            | {"objective": 12, "adaptation": 16, "visibility": 6, "noise": 4, "placement": 6}
+            | {"objective": 15, "adaptation": 20, "visibility": 9, "noise": 4, "placement": 6}
             | {"wayward": 5, "transfer": 3, "recycling": 9},
         ),
         (
@@ -260,7 +260,7 @@ def test_every_experiment_of_the_small_scale_has_its_table_and_figure(
     assert "Ours, runtime: not at this scale." in told
     figures = {block.name: block for block in made.blocks if isinstance(block, Figure)}
     assert {name.rpartition("-")[0] for name in figures} == set(study.experiments)
-    assert {"size-trec", "size-ag_news", "size-sst2", "size-mean", "size-share", "kinds-share"} <= set(
+    assert {"size-trec", "size-ag_news", "size-dbpedia14", "size-mean", "size-share", "kinds-share"} <= set(
         figures
     )
     for name in ("prompt", "model", "multi-task", "few-shot"):
