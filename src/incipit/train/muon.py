@@ -49,10 +49,12 @@ class Muon(torch.optim.Optimizer):
                 if param.grad is None:
                     continue
                 state = self.state[param]
-                mean = state.setdefault("momentum_buffer", torch.zeros_like(param))
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(param)
+                mean = state["momentum_buffer"]
                 mean.lerp_(param.grad, 1 - group["momentum"])
                 ahead = param.grad.lerp(mean, group["momentum"])
-                fast = getattr(torch, fastest_dtype(param.device.type))
+                kind: torch.dtype = getattr(torch, fastest_dtype(param.device.type))
                 rate = group["lr"] * 0.2 * max(param.shape) ** 0.5
                 param.mul_(1 - group["lr"] * group["weight_decay"])
-                param.add_(orthogonal(ahead.to(fast)).to(param.dtype), alpha=-rate)
+                param.add_(orthogonal(ahead.to(kind)).to(param.dtype), alpha=-rate)
